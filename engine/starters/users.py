@@ -19,6 +19,8 @@ _CAP_SETGID, _CAP_SETUID = 6, 7
 _CAPABILITY_VERSION = 0x20080522
 """Of capget(2): two words of capabilities, each effective, permitted, inheritable."""
 _ALL_IDS = (range(_MAX_ID + 1),)
+_FIRST_USERS = 0xEFFFFFFD
+"""The inode of the machine's own user namespace: USER_NS_INIT_INO (linux/nsfs.h)."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -88,6 +90,14 @@ def may_set_groups() -> bool:
         return False
     with open("/proc/self/setgroups", encoding="utf-8") as file:  # user_namespaces(7)
         return file.read().strip() != "deny"
+
+
+def is_in_user_namespace() -> bool:
+    """Say whether this process's user namespace is not the machine's own: its root's rights count in there alone."""
+    try:
+        return os.stat("/proc/self/ns/user").st_ino != _FIRST_USERS
+    except OSError:  # a kernel without them
+        return False
 
 
 def has_capability(number: int) -> bool:

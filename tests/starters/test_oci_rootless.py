@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import is_running, require_tools
+from tests.conftest import is_running, require_tools, wait_until
 from tests.drill.test_command import ROOT, as_nobody
 from tests.starters.oci import TOOLS
 
@@ -84,8 +85,9 @@ def home() -> Iterator[str]:
     shutil.rmtree(path)
 
 
-def run(home: str, script: str, within: Sequence[str] = ()) -> str:
-    command = [sys.executable, "-c", PRELUDE + script, home, str(ROOT)]
+def run(home: str, script: str, within: Sequence[str] = (), inside: Sequence[str] = ()) -> str:
+    """Run a script as an ordinary user, root having begun `within` and the user `inside`; return its output."""
+    command = [*inside, sys.executable, "-c", PRELUDE + script, home, str(ROOT)]
     command = [*within, *as_nobody(command)] if os.geteuid() == 0 else command
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -217,7 +219,14 @@ engine.close()
 """
 
 
-def run_with_ids(home: str, script: str, *options: str, before: str = "true", after: str = "true") -> list[str]:
+def run_with_ids(
+    home: str,
+    script: str,
+    *options: str,
+    before: str = "true",
+    after: str = "true",
+    inside: Sequence[str] = (),
+) -> list[str]:
     """Run a script as a user with a range of ids, in namespaces of its own; return what it prints."""
     require_tools(*TOOLS, "newuidmap")
     ids = os.path.join(home, "ids")
@@ -226,7 +235,7 @@ def run_with_ids(home: str, script: str, *options: str, before: str = "true", af
     paths = ("/etc/subuid", "/etc/subgid")
     mounts = "; ".join(f"[ -e {path} ] || touch {path}; mount --bind {ids} {path}" for path in paths)
     within = ["unshare", "--mount", *options, "sh", "-ec", f'{mounts}; {before}; "$@"; {after}', "sh"]
-    return run(home, script, within).splitlines()
+    return run(home, script, within, inside).splitlines()
 
 
 @pytest.mark.long
@@ -252,3 +261,125 @@ def test_with_a_range_of_ids(home: str) -> None:
     assert json.loads(found[0]) == [7, ["1003", "1001"], "1003\n", ["44", "88"], 137]
     assert "/no/such/interpreter" in found[1] or "no such file" in found[1].lower()
     assert os.listdir(os.path.join(home, "state/containers")) == []
+
+
+NESTED = """
+if engine.list():
+    two = engine.get("two")
+    print(two.state.name, two.stop(10).exit_code)
+    for each in "ab":
+        engine.get_sandbox(each).remove(force=True, timeout=0)
+    engine.close()
+    sys.exit()
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}, "hostname": "pod"}, id="a", runtime_handler="runc")
+def told(name, script, **context):
+    limits = {"memory_limit_in_bytes": "99999999", "oom_score_adj": -500}
+    fields = {"linux": {"resources": limits, "security_context": context}}
+    try:
+        one = engine.create_container(config(name, script, **fields), sandbox)
+    except errors.InvalidInputError as error:
+        return str(error)
+    one.start()
+    code, resources = one.wait(20).exit_code, one.status.resources
+    return [code, " ".join(entry.text.decode().strip() for entry in one.read_log()), sorted(resources.unapplied)]
+said = {
+    "plain": told("plain", "id -u; echo $$; hostname; exit 7"),
+    "user": told("user", "id -u; id -g", run_as_user={"value": 1003}, run_as_group={"value": 1001}),
+    "far": told("far", "true", run_as_user={"value": 70000000}),
+    "groups": told("groups", "id -G", supplemental_groups=[7]),
+    "pid": told("pid", "true", namespace_options={"pid": "NODE"}),
+}
+two = engine.create_container(config("two", "trap 'exit 5' TERM; while :; do sleep 0.05; done"), sandbox, id="two")
+two.start()
+said["exec"] = two.execute(["id", "-u"]).output.decode()
+other = engine.create_sandbox({"metadata": {"name": "b"}}, id="b", runtime_handler="crun")
+try:
+    engine.create_container(config("other", "true"), other)
+except errors.UnsupportedError as error:
+    said["crun"] = str(error)
+print(json.dumps(said), flush=True)
+os._exit(0)  # as killed
+"""
+TWICE = ["sh", "-ec", '"$@"; "$@"', "sh"]
+"""The second engine is in the namespaces of the first."""
+LITTLE = "an engine that is root of a user namespace alone"
+
+
+def require_little(found: dict[str, object]) -> None:
+    assert found["plain"] == [7, "0 1 pod", ["memory_limit_in_bytes", "oom_score_adj"]]
+    assert str(found["far"]).startswith(f"uid 70000000: {LITTLE}")
+    assert str(found["pid"]).startswith("namespace_options.pid: ")
+    assert found["exec"] == "0\n"
+    assert str(found["crun"]) == f"crun: {LITTLE} can use runc alone"
+
+
+@pytest.mark.parametrize("namespaces", ["-Urm", "-Ur"])
+def test_root_of_a_user_namespace_alone_has_containers(home: str, namespaces: str) -> None:
+    """It is not taken for root of the host: what it cannot have is refused or told by name, and the rest works."""
+    require_tools(*TOOLS)
+    said, after = run(home, NESTED, inside=["unshare", namespaces, *TWICE]).splitlines()
+    found = json.loads(said)
+    require_little(found)
+    assert found["user"].startswith(f"uid 1003: {LITTLE}")
+    assert found["groups"].startswith("supplemental_groups [7]: ")
+    assert after == "RUNNING 5"
+    assert os.listdir(os.path.join(home, "state/containers")) == []
+
+
+@with_ids
+def test_root_of_a_user_namespace_with_a_range_of_ids(home: str) -> None:
+    """Its containers have the users and the groups that there are in that namespace."""
+    said, after = run_with_ids(home, NESTED, inside=["unshare", "-Urm", "--map-auto", *TWICE])
+    found = json.loads(said)
+    require_little(found)
+    assert found["user"][:2] == [0, "1003 1001"]
+    assert found["groups"][:2] == [0, "0 7"]
+    assert after == "RUNNING 5"
+
+
+WITH_CGROUP = """
+from limpet.engine.starters.oci.cgroups import make_lines
+from tests.starters.oci import processes_of
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")
+one = engine.create_container(config("one", "trap 'exit 5' TERM; while :; do sleep 0.05; done"), sandbox, id="one")
+one.start()
+processes = processes_of(str(home / "state"), "one")
+made = f"0::/{os.path.basename(os.environ['PLACE'])}/{processes.cgroup}"
+assert made in processes.cgroups and made in make_lines(processes.cgroup), processes
+one.pause()
+one.resume()
+assert one.measure().cpu_ns > 0, one.measure()
+print(one.stop(20).exit_code)
+sandbox.remove(force=True)
+engine.close()
+"""
+
+
+@with_ids
+def test_cgroups_that_a_user_may_make_are_known_and_removed(home: str) -> None:
+    """As systemd gives them to users: runc makes one there, by which containers are paused and go on; none is left."""
+    require_tools(*TOOLS)
+    unified = next((each for each in UNIFIED if os.path.exists(f"{each}/cgroup.procs")), "")
+    if not unified:
+        pytest.skip("there is no cgroup v2 here")
+    place = tempfile.mkdtemp(prefix="limpet-test-", dir=unified)
+    try:
+        os.mkdir(f"{place}/engine")
+        for path in (place, f"{place}/engine"):
+            for each in (path, f"{path}/cgroup.procs", f"{path}/cgroup.subtree_control"):
+                os.chown(each, 65534, 65534)
+        enter = f'export PLACE={place}; echo $$ > {place}/engine/cgroup.procs; exec unshare --mount sh -ec "$0" sh "$@"'
+        alone = 'mount -t tmpfs none /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec "$@"'
+        assert run(home, WITH_CGROUP, ["sh", "-ec", enter, alone]).split() == ["5"]
+        assert [each.name for each in os.scandir(place) if each.is_dir()] == ["engine"]
+    finally:
+        Path(place, "cgroup.kill").write_text("1")
+        wait_until(lambda: "populated 0" in Path(place, "cgroup.events").read_text(), "its processes to end")
+        for path, _, _ in os.walk(place, topdown=False):
+            os.rmdir(path)
+
+
+UNIFIED = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+"""Where cgroup v2 may be mounted."""

@@ -66,16 +66,50 @@ def _find_file(above: str, names: Sequence[str]) -> str:
     return ""
 
 
+def may_make_cgroups() -> bool:
+    """Return whether this process may make cgroups in each hierarchy that the runtimes use."""
+    above, *places = _list_hierarchies() or [_ROOT]
+    if not places or os.path.exists(os.path.join(above, "cgroup.controllers")):  # version 2 alone
+        places = [above]
+    return all(os.access(place, os.W_OK, effective_ids=True) for place in places)
+
+
 def make_lines(path: str) -> tuple[str, ...]:
     """Return the lines of /proc/PID/cgroup that a process would have in the cgroup at `path` of each hierarchy.
 
-    `path` is as a runtime takes it, below what is mounted. Raises OSError.
+    `path` is as a runtime takes it: below what is mounted, or where `may_make_beside` says. Raises OSError.
     """
-    with open_lines("/proc/self/cgroup") as file:
-        found = [line.split(":", 2)[:2] for line in file]
     return tuple(
-        f"{number}:{controllers}:{_find_root(_list_places(controllers)[-1])}{path}" for number, controllers in found
+        f"{number}:{controllers}:"
+        + (f"{_find_root(_list_places(controllers)[-1])}{path}" if path[:1] in {"", "/"} else f"{above}/{path}")
+        for number, controllers, above in _list_own()
     )
+
+
+def may_make_beside() -> bool:
+    """Return whether this process may make cgroups where runc makes those that are given by a name alone.
+
+    That is below this process's own, and beside it where there is version 2 alone. Raises OSError.
+    """
+    directories = [
+        place + above[len(_find_root(place)) :]
+        for _, controllers, above in _list_own()
+        for place in _list_places(controllers)
+        if os.path.exists(f"{place}/cgroup.procs")
+    ]
+    needed = [path for each in directories for path in (each, f"{each}/cgroup.procs")]
+    return bool(needed) and all(os.access(path, os.W_OK, effective_ids=True) for path in needed)
+
+
+def _list_own() -> list[tuple[str, str, str]]:
+    """Return number and controllers of each hierarchy, and in which cgroup runc makes what is given by a name alone."""
+    is_unified = os.path.exists(f"{_ROOT}/cgroup.controllers")
+    with open_lines("/proc/self/cgroup") as file:
+        found = [line.rstrip("\n").split(":", 2) for line in file]
+    return [
+        (number, controllers, (os.path.dirname(own) if is_unified and not controllers else own).rstrip("/"))
+        for number, controllers, own in found
+    ]
 
 
 def list_directories(lines: Sequence[str], name: str) -> Iterator[tuple[str, str]]:

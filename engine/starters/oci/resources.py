@@ -9,9 +9,10 @@ from typing import Any
 from limpet.engine.starters.host_path import require_plain
 from limpet.engine.starters.oci.mounts import has_own, mounts_of, place_of
 from limpet.engine.starters.oci.ranges import require_limits
-from limpet.engine.starters.oci.rootless import is_rootless
+from limpet.engine.starters.oci.rootless import is_rootless, name_engine
 from limpet.engine.starters.oci.tools import has_controller
 from limpet.engine.starters.process.keeper.root import open_in_root
+from limpet.engine.starters.users import is_in_user_namespace
 from limpet.schema.cri import ContainerConfig, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.lengths import require_path_fits, require_same_bytes
@@ -93,7 +94,7 @@ def find_unapplied_limits(asked: LinuxContainerResources, *, is_unified: bool) -
     }
     if is_rootless():
         names = [name for name in wanted if name != "oom_score_adj"]
-        found = dict.fromkeys(names, "an engine that is not root has no cgroups")
+        found = dict.fromkeys(names, f"{name_engine()} sets no limits")
     if asked.unified and not is_unified:
         found["unified"] = "this host's cgroups are of version 1"
     elif asked.unified and "unified" not in found:
@@ -115,7 +116,7 @@ def lowest_oom_score() -> int:
     """Return the lowest oom_score_adj that this process may give to others (proc_pid_oom_score_adj(5))."""
     from limpet.engine.starters.oci.capabilities import available  # noqa: PLC0415
 
-    if "SYS_RESOURCE" in available():
+    if os.geteuid() == 0 and not is_in_user_namespace() and "SYS_RESOURCE" in available():
         return -1000
     with open("/proc/self/oom_score_adj", encoding="utf-8") as file:
         return int(file.read())
@@ -151,8 +152,8 @@ def make_devices(
         is_there = mount is not None and _is_same(found, _path_on_host(path, mount))
         if not why and mount is not None and not is_there:
             why = f"it is below the mount at {quote_path(mount.container_path)}, and would be made on the host"
-        if not why and is_rootless() and place_of(path) != place_of(device.host_path):
-            why = f"an engine that is not root has it at its own path alone, {quote_path(device.host_path)}"
+        if not why and _shares_devices() and place_of(path) != place_of(device.host_path):
+            why = f"{name_engine()} has it at its own path alone, {quote_path(device.host_path)}"
         if why:
             raise InvalidInputError(f"devices.container_path {quote_path(path)}: {why}")
         taken.add(place_of(path))
@@ -167,9 +168,14 @@ def find_unrestricted(config: ContainerConfig, *, privileged: bool) -> str:
     """Return why a device may be used in more ways than its permissions say, "" if none may."""
     if all(set(each.permissions or _ALL) == set(_ALL) for each in config.devices):
         return ""
-    if is_rootless():
-        return "an engine that is not root has no cgroups, so what the device's own mode allows is allowed"
+    if _shares_devices():
+        return f"{name_engine()} restricts none: what the device's own mode allows is allowed"
     return "a privileged container may use all devices" if privileged else ""
+
+
+def _shares_devices() -> bool:
+    """Return whether the runtimes mount devices of the host, as they may neither make nor restrict any."""
+    return is_rootless() or is_in_user_namespace()
 
 
 def _requested_fields(asked: LinuxContainerResources) -> list[str]:

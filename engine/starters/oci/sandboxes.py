@@ -28,7 +28,7 @@ from limpet.engine.starters.oci.command import LOOK_SECONDS, Outcome, is_any_lef
 from limpet.engine.starters.oci.family import have_holders_go_on, list_processes
 from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
-from limpet.engine.starters.oci.rootless import require_mapped_groups
+from limpet.engine.starters.oci.rootless import name_engine, require_mapped_groups
 from limpet.engine.starters.orphans import reap_when_over
 from limpet.engine.starters.process.interpreter import require_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
@@ -382,7 +382,7 @@ def try_sysctls(config: PodSandboxConfig, timeout: float) -> None:
         return
     if "sysctls " not in outcome.problem:
         raise UnsupportedError(f"a sandbox's namespaces cannot be made: {outcome.problem}")
-    raise InvalidInputError(f"{outcome.problem}; a sandbox of an engine that is not root cannot have it")
+    raise InvalidInputError(f"{outcome.problem}; a sandbox of {name_engine()} cannot have it")
 
 
 def _run_pin(asked: Mapping[str, Any], timeout: float, pass_fds: Sequence[int] = ()) -> Outcome:

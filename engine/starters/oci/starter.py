@@ -41,7 +41,7 @@ from limpet.engine.starters.oci.places import require_places
 from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.ranges import require_room
 from limpet.engine.starters.oci.root import to_oci_id
-from limpet.engine.starters.oci.rootless import adapt, is_rootless, require_own_pids
+from limpet.engine.starters.oci.rootless import adapt, is_rootless, name_engine, require_admin, require_own_pids
 from limpet.engine.starters.oci.run_directory import (
     KnownRuns,
     Processes,
@@ -160,7 +160,9 @@ class OciStarter:
         self._runtime.require_conmon()
         kind = self._runtime.kind
         if is_rootless() and kind != "runc":
-            raise UnsupportedError(f"{self._runtime.program}: an engine that is not root can use runc alone")
+            raise UnsupportedError(f"{self._runtime.program}: {name_engine()} can use runc alone")
+        if is_rootless():
+            require_admin(self._runtime.program)
         self._runtime.command()
         to_oci_id(launch.id)
         sandbox, config = launch.sandbox.config if launch.sandbox else None, launch.metadata.config

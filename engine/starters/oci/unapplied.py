@@ -18,7 +18,7 @@ from limpet.engine.starters.oci.namespaces import (
     options_of_sandbox,
 )
 from limpet.engine.starters.oci.resources import find_unapplied_limits, find_unrestricted
-from limpet.engine.starters.oci.rootless import is_rootless
+from limpet.engine.starters.oci.rootless import is_rootless, name_engine
 from limpet.engine.starters.oci.sandboxes import choose_kinds
 from limpet.engine.starters.oci.spec import explain_sysctls, security_of
 from limpet.schema.cri import (
@@ -148,7 +148,7 @@ def _find_of_sandbox(launch: Launch) -> dict[str, str]:
     if why := explain_sysctls(launch):
         found["sandbox.sysctls"] = why
     if config.linux.cgroup_parent and is_rootless():
-        found["sandbox.cgroup_parent"] = "an engine that is not root has no cgroups"
+        found["sandbox.cgroup_parent"] = f"{name_engine()} chooses no cgroup"
     return found
 
 

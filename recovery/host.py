@@ -235,6 +235,17 @@ def has_ended(pidfd: int) -> bool:
     return wait_for_end(pidfd, 0)
 
 
+def is_reaped(pidfd: int) -> bool:
+    """Return whether the process has ended, and whoever was to wait for it has."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is there, and another user's
+        pass
+    return False
+
+
 def wait_for_end(pidfd: int, seconds: float) -> bool:
     """Wait until the process has ended, for so long; return whether it has."""
     return wait_readable(pidfd, seconds)  # as it is from then on: pidfd_open(2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from limpet.recovery.host import read_exit_code
 from tests.conftest import is_running, require_tools, wait_until
 from tests.drill.test_command import ROOT, as_nobody
 from tests.starters.oci import TOOLS
@@ -336,6 +337,52 @@ def test_root_of_a_user_namespace_with_a_range_of_ids(home: str) -> None:
     assert found["user"][:2] == [0, "1003 1001"]
     assert found["groups"][:2] == [0, "0 7"]
     assert after == "RUNNING 5"
+
+
+UNREADABLE = """
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, id="a", runtime_handler="runc")
+from tests.starters.oci import processes_of
+mounts = [{"host_path": str(home / "closed"), "container_path": "/closed", "readonly": True}]
+program = ["/closed/busybox", "sh", "-c", "/closed/busybox sleep 1; exit 9"]
+one = engine.create_container({**config("one", mounts=mounts), "command": program}, sandbox, id="one")
+one.start()
+os.kill(processes_of(str(home / "state"), "one").monitor.pid, 9)
+print(one.wait(20).exit_code)
+sandbox.remove(force=True)
+engine.close()
+"""
+REAPS_LATE = """
+import ctypes, os, subprocess, sys, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)).si_pid != pid:
+    time.sleep(0.7)
+    os.waitpid(found.si_pid, 0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a program that another user may not read")
+def test_an_end_that_is_hidden_until_the_process_is_reaped_is_told(home: str) -> None:
+    """Without its conmon, of a program that the engine's user may execute and not read: the kernel tells it then."""
+    require_tools(*TOOLS)
+    os.mkdir(f"{home}/closed")
+    shutil.copy(shutil.which("busybox") or "", f"{home}/closed/busybox")
+    os.chmod(f"{home}/closed/busybox", 0o711)
+    found = run(home, UNREADABLE, inside=[sys.executable, "-c", REAPS_LATE])
+    assert found == ("9\n" if tells_of_reaped() else "255\n")
+
+
+def tells_of_reaped() -> bool:
+    """Return whether the kernel keeps the exit code of what was reaped (Linux 6.15)."""
+    with subprocess.Popen(["sh", "-c", "exit 9"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        process.wait()
+        try:
+            return read_exit_code(process.pid, pidfd) == 9
+        finally:
+            os.close(pidfd)
 
 
 WITH_CGROUP = """

@@ -63,7 +63,7 @@ from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.root_files import make_room, write_root_files
 from limpet.engine.state.names import SANDBOXES
 from limpet.engine.state.turn import require_wait
-from limpet.recovery.host import has_ended, open_pidfd, read_exit_code
+from limpet.recovery.host import has_ended, is_reaped, open_pidfd, read_exit_code
 from limpet.recovery.probe import HostProbe
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.errors import (
@@ -315,7 +315,7 @@ class OciStarter:
     def _read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         found = self._runs.find(self._runtime.bundle(container_id), identity)
         if found is None:
-            return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
+            return _read_exit_alone(identity, pidfd)
         directory, processes = found
         ended = read_conmon_exit(directory)
         if ended is None:
@@ -326,7 +326,7 @@ class OciStarter:
         if directory.has("never-ran") or not directory.was_let_go():
             return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
         if ended is None:
-            return Exit(read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None)
+            return _read_exit_alone(identity, pidfd)
         seen = read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None
         code = ended.code if seen is None else seen
         if code != ended.code:
@@ -441,6 +441,16 @@ class OciStarter:
         if found is None:
             raise InvalidStateError(f"container {container_id}: its bundle no longer tells which processes it has")
         return found
+
+
+def _read_exit_alone(identity: ProcessIdentity, pidfd: int) -> Exit | None:
+    """Return how a process ended that has no conmon; None while the kernel tells that to its parent alone."""
+    if pidfd < 0:
+        return Exit(None)
+    code = read_exit_code(identity.pid, pidfd)
+    if code is None and not is_reaped(pidfd):
+        return None
+    return Exit(read_exit_code(identity.pid, pidfd) if code is None else code)
 
 
 @contextmanager

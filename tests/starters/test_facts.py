@@ -58,15 +58,27 @@ def test_where_cgroups_are_made(
 
     def read(pid: int) -> Cgroups:
         asked.append(pid)
-        return Cgroups(v1, directory, directory)
+        return Cgroups({name: f"{tmp_path}{path}" for name, path in v1.items()}, directory, directory)
 
+    for path in v1.values():
+        Path(f"{tmp_path}{path}").mkdir(parents=True)
     monkeypatch.setattr(facts, "read_cgroups", read)
     found = find_facts(str(tmp_path))
-    assert found.cgroup == (directory if told == "v2" else told)
+    assert found.cgroup == (directory if told == "v2" else told and f"{tmp_path}{told}")
     assert problem in found.cgroup_problem
     assert bool(problem) is bool(found.cgroup_problem)
     assert asked == [0]  # this process, where there is no keeper
     assert found.abilities == {**asdict(find_abilities()), "user_groups": may_set_groups()}
+
+
+def test_no_cgroup_is_told_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user, and root of a user namespace, may make none in most: it is told why."""
+    monkeypatch.setattr(facts, "read_cgroups", lambda _: Cgroups({"cpu": "/v1/cpu", "pids": "/v1/pids"}, "/v2", "/v2"))
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: path == "/v1/pids")
+    assert find_facts(str(tmp_path)).cgroup == "/v1/pids"
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    found = find_facts(str(tmp_path))
+    assert (found.cgroup, found.cgroup_problem) == ("", "/v2: this user may make no cgroup in it")
 
 
 def test_cgroups_are_made_beside_the_keeper(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +94,7 @@ def test_cgroups_are_made_beside_the_keeper(engine: Engine, state_dir: str, monk
     container = make(engine, "one", "sleep", "1000")
     container.start()
     monkeypatch.setattr(facts, "read_cgroups", read)
+    monkeypatch.setattr(os, "access", lambda *_, **__: True)
     found = find_facts(state_dir)
     assert found.keeper_pid
     assert found.cgroup == f"/v1/{found.keeper_pid}"

@@ -1,5 +1,6 @@
 """What people who look can know of the process starter's, without an engine: nothing is begun or changed."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -57,18 +58,22 @@ def output_seen(state_dir: str, container_id: str) -> Iterator[Callable[[], bool
 def _find_cgroup(keeper_pid: int) -> str:
     """Return a cgroup below which those of containers are made: beside their keeper, while it lives.
 
-    Raises OSError where there is none.
+    Raises OSError where there is none, or none that this user may make others in.
     """
     try:
         cgroups = read_cgroups(keeper_pid)
     except OSError:
         cgroups = read_cgroups(0)
+    places = sorted(cgroups.v1.values())
     try:
-        return cgroups.find_v2_parent()
+        places.insert(0, cgroups.find_v2_parent())
     except OSError:
-        if not cgroups.v1:
+        if not places:
             raise
-        return min(cgroups.v1.values())
+    for place in places:
+        if os.access(place, os.W_OK, effective_ids=True):
+            return place
+    raise OSError(errno.EACCES, "this user may make no cgroup in it", places[0])
 
 
 def _find_keeper(directory_path: str) -> int:

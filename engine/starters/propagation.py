@@ -1,8 +1,11 @@
 """Whether what is mounted later below a path of the host is seen elsewhere, too."""
 
+import fcntl
 import os
 
 from limpet.recovery.mounts import MOUNTINFO, open_lines
+
+_NS_GET_USERNS = 0xB701
 
 
 def read_propagation(path: str) -> str | None:
@@ -22,3 +25,21 @@ def read_propagation(path: str) -> str | None:
     with open_lines(MOUNTINFO) as file:
         lines = (line.split(" ") for line in file)
         return next((" ".join(fields[6 : fields.index("-")]) for fields in lines if fields[0] == mount_id), "")
+
+
+def owns_mounts() -> bool:
+    """Return whether our mount namespace is of our user namespace: of another's, ours only receive (ioctl_nsfs(2))."""
+    try:
+        mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            owner = fcntl.ioctl(mounts, _NS_GET_USERNS)
+        finally:
+            os.close(mounts)
+        try:
+            return os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+        finally:
+            os.close(owner)
+    except PermissionError:  # it is of one above
+        return False
+    except OSError:  # a kernel without them
+        return True

@@ -1,6 +1,8 @@
 """What a look says of the process starter on this machine: the keeper that lives, and where cgroups are made."""
 
 import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,6 +81,17 @@ def test_no_cgroup_is_told_that_cannot_be_had(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     found = find_facts(str(tmp_path))
     assert (found.cgroup, found.cgroup_problem) == ("", "/v2: this user may make no cgroup in it")
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize(("options", "told"), [("-Ur", False), ("-Urm", True)])
+def test_mounts_reach_nobody_from_a_user_namespace_below(options: str, told: bool) -> None:
+    """Root of one whose mounts are another's can mount nothing that is seen there, also where they are shared."""
+    script = (
+        "from limpet.engine.starters.process.unapplied import find_abilities; print(find_abilities().shared_mounts)"
+    )
+    command = ["unshare", options, sys.executable, "-c", script]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == str(told)
 
 
 def test_cgroups_are_made_beside_the_keeper(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

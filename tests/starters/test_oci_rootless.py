@@ -117,6 +117,7 @@ def test_an_ordinary_user_has_containers(home: str) -> None:
 
 FIELDS = """
 load_busybox(engine, home / "image", needs_root=False)
+reasons = {}
 def told(name, script, sandbox, options=None, **fields):
     made = engine.create_sandbox({"metadata": {"name": name}, **sandbox}, runtime_handler="runc")
     if options is not None:
@@ -125,6 +126,7 @@ def told(name, script, sandbox, options=None, **fields):
     one.start()
     one.wait(20)
     said = [[entry.text.decode().strip() for entry in one.read_log()], sorted(one.status.unapplied)]
+    reasons.update(one.status.unapplied)
     made.remove(force=True)
     return said
 def refused(**linux):
@@ -136,6 +138,7 @@ sysctls = {"kernel.hostname": "by-sysctl", "kernel.msgmax": "4096", "net.core.so
 sysctls["net.ipv4.ping_group_range"] = "0 0"
 paths = "/proc/sys/kernel/msgmax /proc/sys/net/core/somaxconn /proc/sys/net/ipv4/ping_group_range"
 devices = [{"host_path": "/dev/full", "permissions": "r"}]
+mounts = [{"host_path": str(home), "container_path": "/x", "propagation": "PROPAGATION_BIDIRECTIONAL"}]
 pids = {"security_context": {"namespace_options": {"pid": "POD"}}}
 print(json.dumps({
     "sysctls": told("a", f"hostname; cat {paths}", {"linux": {"sysctls": sysctls}}),
@@ -143,6 +146,8 @@ print(json.dumps({
     "pid": told("c", "echo $$", {"linux": pids}),
     "parent": told("d", "echo on", {"linux": {"cgroup_parent": "/some/where"}}),
     "device": told("e", "test -c /dev/full && echo there", {}, devices=devices),
+    "mounts": told("f", "echo on", {}, mounts=mounts),
+    "propagation": reasons["mounts.propagation"],
     "refused": [refused(sysctls={name: value}) for name, value in (
         ("vm.swappiness", "1"), ("kernel.domainname", "x"), ("net.no.such", "1"), ("kernel.msgmax", "x"),
         *(("net.ipv4.ping_group_range", each) for each in ("0 70000000", "1 0", "0", "0 x")),
@@ -162,6 +167,8 @@ def test_what_fields_do_without_root(home: str) -> None:
     assert said["pid"] == [["1"], ["namespace_options"]]
     assert said["parent"] == [["on"], ["sandbox.cgroup_parent"]]
     assert said["device"] == [["there"], ["devices.permissions"]]
+    assert said["mounts"] == [["on"], ["mounts.propagation"]]
+    assert "in a user namespace" in said["propagation"]
     assert all(each.startswith("sysctls ") for each in said["refused"])
     refused = said["refused"]
     assert [each.split("sysctls ")[1].split(":")[0] for each in refused] == [

@@ -1,5 +1,6 @@
 """What a config asks for and an OCI runtime under limpet does not do: each field by name, with the reason."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,10 @@ from limpet.engine.starters.oci.resources import find_unapplied_limits, find_unr
 from limpet.engine.starters.oci.rootless import is_rootless, name_engine
 from limpet.engine.starters.oci.sandboxes import choose_kinds
 from limpet.engine.starters.oci.spec import explain_sysctls, security_of
+from limpet.engine.starters.propagation import owns_mounts
 from limpet.schema.cri import (
     Capability,
+    ContainerConfig,
     LinuxContainerSecurityContext,
     LinuxSandboxSecurityContext,
     MountPropagation,
@@ -54,10 +57,7 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     for name, why in _MOUNT_FIELDS.items():
         if any(getattr(mount, name) for mount in config.mounts):
             found[f"mounts.{name}"] = why
-    lost = next(filter(None, map(find_lost_propagation, mounts_of(config))), "")
-    if is_apart and any(mount.propagation is MountPropagation.BIDIRECTIONAL for mount in mounts_of(config)):
-        lost = "crun works in a mount namespace of its own here, so nothing that is mounted reaches the host"
-    if lost:
+    if lost := _find_lost(config, is_apart=is_apart):
         found["mounts.propagation"] = lost
     if context.readonly_rootfs and _has_volumes(launch):
         found["image.volumes"] = "they are read-only, as the root is: nothing is mounted there"
@@ -74,6 +74,16 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     if limits:
         found |= find_unapplied_limits(limits, is_unified=is_unified)
     return found | _find_of_sandbox(launch)
+
+
+def _find_lost(config: ContainerConfig, *, is_apart: bool) -> str:
+    """Return why what is mounted later does not get where the config asks for it, "" if it does."""
+    if any(mount.propagation is MountPropagation.BIDIRECTIONAL for mount in mounts_of(config)):
+        if is_apart:
+            return "crun works in a mount namespace of its own here, so nothing that is mounted reaches the host"
+        if os.geteuid() != 0 or not owns_mounts():
+            return "what is mounted in a user namespace does not reach the host"
+    return next(filter(None, map(find_lost_propagation, mounts_of(config))), "")
 
 
 def _has_volumes(launch: Launch) -> bool:

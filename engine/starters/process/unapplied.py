@@ -9,7 +9,7 @@ import msgspec
 
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.process.accounts import RootAccounts
-from limpet.engine.starters.propagation import read_propagation
+from limpet.engine.starters.propagation import owns_mounts, read_propagation
 from limpet.engine.starters.users import Rights, choose_user, has_capability, may_set_groups
 from limpet.schema.cri import (
     ContainerConfig,
@@ -43,7 +43,7 @@ def find_abilities() -> Abilities:
     if os.geteuid():
         return Abilities(own_mounts=True, own_hostname=False, shared_mounts=False)
     is_admin = has_capability(_CAP_SYS_ADMIN)
-    return Abilities(own_mounts=is_admin, own_hostname=is_admin, shared_mounts=is_admin)
+    return Abilities(own_mounts=is_admin, own_hostname=is_admin, shared_mounts=is_admin and owns_mounts())
 
 
 def find_unapplied(launch: Launch, abilities: Abilities) -> dict[str, str]:

@@ -5,7 +5,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,7 +245,7 @@ def pin(namespace, path):
         real(namespace, path)
 
 space["_pin"] = pin
-space["main"]()
+main = space["main"]
 """
 SHARED = {"metadata": {"name": "shared"}, "linux": {"security_context": {"namespace_options": {"pid": "POD"}}}}
 
@@ -274,6 +276,37 @@ time.sleep(1000)
         engine.get_sandbox("pod").remove()
     wait_until(lambda: not is_running(pid), "its end")
     assert not any(glob.glob(f"{PINS}/{entry.name}/*") for entry in Path(state_dir, "oci/runc").iterdir())
+
+
+def make_web(engine: Engine) -> None:
+    sandbox = engine.create_sandbox({"metadata": {"name": "web"}}, runtime_handler="runc")
+    assert sandbox.status.namespaces["network"] in find_mounts(pins_of(sandbox))
+    sandbox.remove()
+
+
+def test_namespaces_are_made_where_the_package_is_in_an_archive(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a zipapp: the module is no file, but can be imported."""
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("app.pyz", "w") as archive:
+        archive.write(pin.__file__, "limpet/pin.py")
+    monkeypatch.setattr(pin, "__file__", "app.pyz/limpet/pin.py")
+    make_web(engine)
+
+
+def test_namespaces_are_made_where_the_program_is_no_python(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an embedded or frozen one: by the python3 in PATH; where there is none, either is said."""
+    monkeypatch.setattr(sys, "executable", "/usr/bin/uwsgi")
+    path = os.environ["PATH"]
+    (tmp_path / "python3").symlink_to(os.path.realpath(f"{sys.base_prefix}/bin/python3"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
+    make_web(engine)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(errors.UnsupportedError, match=r"uwsgi' is no Python .* no python3 in PATH"):
+        make_web(engine)
 
 
 def test_a_first_process_that_was_stopped_goes_on(engine: Engine) -> None:

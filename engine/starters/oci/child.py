@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO
 
-from limpet.engine.starters.process.interpreter import require_interpreter
+from limpet.engine.starters.process.interpreter import find_any_interpreter
 from limpet.engine.state.descriptors import close_all
 from limpet.engine.state.forks import close_hidden, hide, undisturbed
 from limpet.recovery.host import has_ended, read_wait_status, wait_for_end
@@ -181,7 +181,7 @@ def _gate(*, begins_users: bool) -> Iterator[tuple[int, Callable[[], object]]]:
 
 def _make_resetter(gate: int) -> Sequence[str]:
     """Return what runs a program, once it is let go, with no signal ignored or blocked. Raises UnsupportedError."""
-    return (require_interpreter(""), "-I", "-S", "-X", "utf8", "-c", _RESET, str(gate))
+    return (find_any_interpreter(), "-I", "-S", "-X", "utf8", "-c", _RESET, str(gate))
 
 
 def _note_others() -> None:

@@ -1,4 +1,4 @@
-"""Makes a sandbox's namespaces and pins them: run as a program of its own, with the standard library alone.
+"""Makes a sandbox's namespaces and pins them: run by a Python of its own, with the standard library alone.
 
 It reads JSON: {"directory", "kinds", "hostname", "sysctls", "shm_bytes", "follows_first", "is_trial"}. It enters new
 namespaces, sets up loopback, hostname and sysctls, and binds each namespace to a file of its kind's name in the
@@ -29,8 +29,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Do what is asked for on its input."""
-    asked: dict[str, Any] = json.load(sys.stdin)
+    """Do what is asked for on its input, or exit with what the system has refused."""
+    try:
+        _make(json.load(sys.stdin))
+    except OSError as problem:
+        sys.exit(f"{problem.filename or ''}: {problem.strerror}".removeprefix(": "))
+
+
+def _make(asked: dict[str, Any]) -> None:
     directory, kinds = asked["directory"], asked["kinds"]
     is_trial = asked.get("is_trial", False)
     if is_trial:
@@ -140,10 +146,3 @@ def _check(result: int, what: str) -> None:
     if result:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except OSError as problem:
-        sys.exit(f"{problem.filename or ''}: {problem.strerror}".removeprefix(": "))

@@ -30,7 +30,7 @@ from limpet.engine.starters.oci.namespaces import options_of_sandbox
 from limpet.engine.starters.oci.root import RuntimeRoot
 from limpet.engine.starters.oci.rootless import name_engine, require_mapped_groups
 from limpet.engine.starters.orphans import reap_when_over
-from limpet.engine.starters.process.interpreter import require_interpreter
+from limpet.engine.starters.process.interpreter import find_any_interpreter
 from limpet.engine.starters.process.root_files import name_address, require_hostname, write_root_files
 from limpet.engine.starters.propagation import read_propagation
 from limpet.engine.starters.signals import let_go_on
@@ -43,6 +43,8 @@ from limpet.schema.file_name import file_name
 from limpet.schema.metadata import SandboxMetadata
 
 PINS = "/run/limpet"
+_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from pin import main; main()"
+"""Imported, not run as a file: the package may be in a zip archive."""
 ETC = ("hosts", "hostname", "resolv.conf")
 _FILES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
 """The name of each pin, by type as in the runtime-spec; /proc/PID/ns has the same."""
@@ -386,7 +388,8 @@ def try_sysctls(config: PodSandboxConfig, timeout: float) -> None:
 
 
 def _run_pin(asked: Mapping[str, Any], timeout: float, pass_fds: Sequence[int] = ()) -> Outcome:
-    command = [require_interpreter(""), "-I", "-S", "-X", "utf8", pin.__file__]
+    where = os.path.abspath(os.path.dirname(pin.__file__))
+    command = [find_any_interpreter(), "-I", "-S", "-X", "utf8", "-c", _PROGRAM, where]
     return run(command, timeout=timeout, pass_fds=pass_fds, given=json.dumps(asked).encode())
 
 

@@ -201,10 +201,11 @@ def observe_process(identity: ProcessIdentity, compare: Compare = compare) -> tu
     try:
         with open_pidfd(identity.pid) as pidfd:
             found, detail = compare(identity, pidfd)
-            if found is not Process.ALIVE or not has_ended(pidfd):
+            if found not in {Process.ALIVE, Process.UNPROVEN} or not has_ended(pidfd):
                 return found, None, detail
-            exit_code = read_exit_code(identity.pid, pidfd)
-            return (Process.GONE if exit_code is None else Process.ENDED), exit_code, detail
+            # Unproven, it may be another that has ended: the number was given back before, and its code tells nothing.
+            exit_code = read_exit_code(identity.pid, pidfd) if found is Process.ALIVE else None
+            return (Process.GONE if exit_code is None else Process.ENDED), exit_code, ""
     except NamesAThreadError:
         return Process.STRANGER, None, f"pid {identity.pid} is a thread of another process"
     except ProcessLookupError:

@@ -61,6 +61,8 @@ def test_a_zombie_is_not_alive_and_tells_its_exit_code() -> None:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     seen = look(identity)
     assert (seen.process, seen.exit_code) == (Process.ENDED, 5)
+    unproven = look(replace(identity, pidfd_inode=0))  # before Linux 6.9: whosever it is, ours has ended
+    assert (unproven.process, unproven.exit_code) == (Process.GONE, None)
     process.wait()
     assert look(identity).process is Process.GONE
 

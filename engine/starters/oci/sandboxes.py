@@ -462,23 +462,18 @@ def has_first(path: str) -> bool:
 
     One that a signal has stopped goes on: it would reap nothing.
     """
-    namespace = os.stat(path)
-    for pid in _find_candidates(path):
-        with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
-            if _is_first(pid, namespace) and not has_ended(pidfd):
-                let_go_on(pid, pidfd)
-                return True
+    for pid, pidfd in _find_first(path):
+        if not has_ended(pidfd):
+            let_go_on(pid, pidfd)
+            return True
     return False
 
 
 def _end_pids(path: str) -> None:
     """Kill the first process of a pid namespace that is pinned, and so all in it; wait until it is gone."""
-    namespace = os.stat(path)
-    for pid in _find_candidates(path):
-        with suppress(ProcessLookupError, FileNotFoundError), open_pidfd(pid) as pidfd:
-            if _is_first(pid, namespace):
-                _kill(pidfd)
-                return
+    for _, pidfd in _find_first(path):
+        with suppress(ProcessLookupError):
+            _kill(pidfd)
 
 
 def _end_unpinned(directory: str) -> None:
@@ -499,6 +494,26 @@ def _kill(pidfd: int) -> None:
         time.sleep(0.005)
 
 
+def _find_first(path: str) -> Iterator[tuple[int, int]]:
+    """Yield the first process of a pid namespace and a pidfd of it, which is closed after that; nothing if it is gone.
+
+    Raises OSError; PermissionError if it may be one that has more rights than this process.
+    """
+    namespace, hidden = os.stat(path), None
+    for pid in _find_candidates(path):
+        try:
+            with open_pidfd(pid) as pidfd:
+                if _is_first(pid, namespace):
+                    yield pid, pidfd
+                    return
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+        except PermissionError as error:
+            hidden = error
+    if hidden is not None:
+        raise hidden
+
+
 def _find_candidates(path: str) -> list[int]:
     """Return which processes may be the first of a pid namespace. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -515,8 +530,7 @@ def _find_candidates(path: str) -> list[int]:
 
 
 def _is_first(pid: int, namespace: os.stat_result) -> bool:
-    if not os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), namespace):
-        return False
     with open_lines(f"/proc/{pid}/status") as file:
-        numbers = next((line.split() for line in file if line.startswith("NSpid:")), [])
-    return bool(numbers) and numbers[-1] == "1"
+        numbers = next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
+    # Anybody may ask for these; into a process with more rights, as the first of our own namespace has, nobody looks.
+    return len(numbers) > 1 and numbers[-1] == "1" and os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), namespace)

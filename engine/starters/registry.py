@@ -8,7 +8,8 @@ from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.starters.contract import Starter
 from limpet.engine.state.names import OCI
 from limpet.engine.state.presence import is_directory
-from limpet.recovery.evidence import Observation
+from limpet.recovery.evidence import Observation, Process
+from limpet.recovery.host import has_pidfs
 from limpet.recovery.probe import HostProbe, Probe, Subject, Witness, Witnessed
 from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, StoreDamagedError, quote
 from limpet.schema.file_name import file_name
@@ -21,6 +22,7 @@ PROCESS = "process"
 """The built-in starter, and the one that an engine has unless it is given another."""
 _PROCESS_HOME = "limpet.engine.starters.process"
 _OCI_PROBE = "limpet.engine.starters.oci.probe"
+_PROCESS_FACTS = "limpet.engine.starters.process.facts"
 
 
 class Starters:
@@ -129,17 +131,28 @@ def make_probe(starters: Starters, containers_dir: str) -> Probe:
 
 
 def make_host_probe(containers_dir: str) -> HostProbe:
-    """Return what looks at processes of this host, and at bundles if there are any, with what OCI containers left."""
+    """Return what looks at processes of this host, and at bundles if there are any, with what OCI containers left.
+
+    Before Linux 6.9 a container's keeper is asked which process is which.
+    """
     if not os.path.isdir(containers_dir):
         return HostProbe()
 
-    def ask_bundle(container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
+    def ask(container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
         if not is_directory(os.path.join(containers_dir, file_name(container_id), OCI)):
-            return None
+            return _ask_keeper(os.path.dirname(containers_dir), container_id, identity)
         witness: Witness = import_module(_OCI_PROBE).BundleWitness(containers_dir)
         return witness(container_id, identity)
 
-    return HostProbe(containers_dir, witness=ask_bundle)
+    return HostProbe(containers_dir, witness=ask)
+
+
+def _ask_keeper(state_dir: str, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
+    """Say that a process is the container's, if its keeper vouches for it where the kernel does not."""
+    if identity is None or has_pidfs():
+        return None
+    vouches = import_module(_PROCESS_FACTS).is_known_to_run(state_dir, container_id, identity)
+    return Witnessed(Process.ALIVE) if vouches else None
 
 
 class _ProbeByStarter:

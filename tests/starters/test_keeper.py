@@ -24,7 +24,7 @@ from typing import IO
 
 import pytest
 
-from limpet import Engine, errors
+from limpet import Engine, Snapshot, errors
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter, find_facts
 from limpet.engine.starters.process.client import ANSWER_TIMEOUT_SECONDS, Connection, KeeperClient, KeeperGoneError
@@ -32,7 +32,7 @@ from limpet.engine.starters.process.keeper.gate import EXECUTES
 from limpet.engine.starters.process.keeper.kernel import read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.engine.starters.process.starter import _Held
-from limpet.recovery import Process
+from limpet.recovery import Process, host
 from limpet.recovery.host import read_stat, wait_for_end
 from limpet.schema import ContainerState, Reason
 from limpet.testing import open_descriptors
@@ -144,6 +144,27 @@ def test_only_a_parent_vouches_for_a_process(
         assert {one.state.name for one in engine.list()} == {"RUNNING"}
         for one in engine.list():
             one.stop(0)
+
+
+def test_who_looks_on_asks_the_keeper_where_the_kernel_gives_no_proof(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.9 what runs is said to run beside its engine, as long as a keeper is its parent; and no more."""
+    monkeypatch.setattr(host, "ask_for_pidfs", lambda: False)
+    container = make(engine, "one", "sleep", "1000")
+    container.start()
+
+    def look() -> str:
+        with Snapshot.open(state_dir) as snapshot:
+            return snapshot.get(container.id).status.state.name
+
+    assert look() == "RUNNING"
+    kill(state_dir, *KEEPER)
+    assert look() == "RUNNING"
+    kill(state_dir, *ALL)
+    assert look() == "UNKNOWN"
+    os.kill(container.status.pid, signal.SIGKILL)
+    assert container.wait(20).finished_at
 
 
 def test_the_keeper_is_killed_again_and_again(engine: Engine, state_dir: str) -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from limpet.engine.starters.process.client import KeeperClient
+from limpet.engine.starters.process.client import KeeperClient, is_about
 from limpet.engine.starters.process.keeper.adoption import settle_executed
 from limpet.engine.starters.process.keeper.container import Container
 from limpet.engine.starters.process.keeper.journal import Journal
 from limpet.engine.starters.process.keeper.kernel import read_exit_of_stranger, read_stat
 from limpet.engine.starters.process.keeper.messages import Message
-from limpet.engine.starters.process.starter import _is_about
 from limpet.recovery.host import identify, open_pidfd
 from limpet.schema import ProcessIdentity
 from tests.conftest import is_running, require_namespaces, wait_until
@@ -248,4 +247,4 @@ def test_a_journal_is_rewritten_once_it_has_grown(tmp_path: Path) -> None:
 def test_an_answer_about_another_process_is_none(answer: Message, inode: int, expected: bool) -> None:
     """The inode tells, where both know one; where one of them does not, pid and start time do."""
     identity = ProcessIdentity(pid=7, start_ticks=8, boot_id="boot", pidfd_inode=inode, pid_namespace=1)
-    assert _is_about(answer, identity) is expected
+    assert is_about(answer, identity) is expected

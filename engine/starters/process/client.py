@@ -31,6 +31,7 @@ from limpet.engine.state.durable import make_directory
 from limpet.engine.state.holders import find_stopped
 from limpet.recovery.host import read_pid_namespace, wait_for_end
 from limpet.schema.errors import KeeperError, quote, quote_path
+from limpet.schema.identity import ProcessIdentity
 from limpet.schema.telling import get_log
 
 _log = get_log("limpet.starter")
@@ -481,6 +482,22 @@ class KeeperClient:
         finally:
             close_all(opened)
         return status, complaint.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def is_about(answer: Message, identity: ProcessIdentity) -> bool:
+    """Say whether the keeper's answer is about the very process."""
+    if (answer.get("pid"), answer.get("start")) != (identity.pid, identity.start_ticks):
+        return False
+    inode = answer.get("inode", 0)
+    return not inode or not identity.pidfd_inode or inode == identity.pidfd_inode
+
+
+def is_vouched_for(answer: Message | None) -> bool:
+    """Return whether the keeper is the process's parent and has not reaped it, so that its pid is its own.
+
+    Another keeper, which found it there, has nothing but its pid and start time.
+    """
+    return answer is not None and not answer.get("stranger")
 
 
 def is_copying(keeper: KeeperClient, container_id: str) -> bool:

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from limpet.engine.starters.process.cgroups.hierarchies import read_cgroups
-from limpet.engine.starters.process.client import KeeperClient, is_copying
+from limpet.engine.starters.process.client import KeeperClient, is_about, is_copying, is_vouched_for
 from limpet.engine.starters.process.keeper.listener import SOCKET
 from limpet.engine.starters.process.keeper.messages import read_peer
 from limpet.engine.starters.process.unapplied import find_abilities
 from limpet.engine.starters.users import may_set_groups
 from limpet.engine.state.names import KEEPER
+from limpet.schema.errors import KeeperError
+from limpet.schema.identity import ProcessIdentity
 
 
 class StarterFacts(NamedTuple):
@@ -53,6 +55,20 @@ def output_seen(state_dir: str, container_id: str) -> Iterator[Callable[[], bool
         yield lambda: is_copying(keeper, container_id)
     finally:
         keeper.close()
+
+
+def is_known_to_run(state_dir: str, container_id: str, identity: ProcessIdentity) -> bool:
+    """Return whether a keeper lives that is the parent of this very process, and has seen it execute its program."""
+    keeper = KeeperClient(os.path.join(state_dir, KEEPER))
+    try:
+        answer = keeper.ask({"op": "end", "id": container_id})
+    except KeeperError:
+        return False
+    finally:
+        keeper.close()
+    if answer is None or not is_about(answer, identity) or not is_vouched_for(answer):
+        return False
+    return bool(answer.get("running") and answer.get("executed"))
 
 
 def _find_cgroup(keeper_pid: int) -> str:

@@ -22,7 +22,9 @@ from limpet.engine.starters.process.client import (
     Connection,
     KeeperClient,
     KeeperGoneError,
+    is_about,
     is_copying,
+    is_vouched_for,
     portions,
 )
 from limpet.engine.starters.process.handed_on import read_handed_on
@@ -263,7 +265,7 @@ class ProcessStarter:
     def _why_not(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> str:
         """Return why the process behind a pidfd cannot be shown to be the container's; empty if it can."""
         found, detail = self._compare(identity, pidfd)
-        if found is Process.UNPROVEN and self._is_vouched_for(self._ask_about(container_id, identity)):
+        if found is Process.UNPROVEN and is_vouched_for(self._ask_about(container_id, identity)):
             return ""
         return "" if found is Process.ALIVE else detail or "it is another"
 
@@ -337,7 +339,7 @@ class ProcessStarter:
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         """Return how the process ended, as the keeper has seen it; without one, as the kernel tells, or its journal."""
         answer = self._ask_about(container_id, identity)
-        if answer is None or not self._is_vouched_for(answer):
+        if answer is None or not is_vouched_for(answer):
             self._hold_inherited(container_id, identity.pid, pidfd)
         if answer is None:
             found = self._read_exit_alone(container_id, identity, pidfd)
@@ -388,7 +390,7 @@ class ProcessStarter:
         return {
             key: self._read_exit(key, answer, identity, pidfd)
             for (key, (identity, pidfd)), answer in zip(ended.items(), answers, strict=False)
-            if _is_about(answer, identity) and self._is_vouched_for(answer)
+            if is_about(answer, identity) and is_vouched_for(answer)
         }
 
     def forget_exits(self, container_ids: Sequence[str]) -> None:
@@ -488,7 +490,7 @@ class ProcessStarter:
             is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
             return Witnessed(Process.ALIVE) if is_alive else None
         answer = self._ask_until_known(container_id, identity, begin=begin)
-        if answer is None or ("end" not in answer and not self._is_vouched_for(answer)):
+        if answer is None or ("end" not in answer and not is_vouched_for(answer)):
             return None
         if "end" not in answer:
             return self._witness_alive(container_id, identity, answer)
@@ -557,12 +559,12 @@ class ProcessStarter:
         answer = None
         with suppress(KeeperError):  # it hangs, or dies in its turn: then the process tells, as where there is none
             answer = self._ask_about(container_id, prepared.identity)
-            if answer is not None and self._is_vouched_for(answer) and answer.get("executed") is None:
+            if answer is not None and is_vouched_for(answer) and answer.get("executed") is None:
                 why = {"why": f"it did not come through its gate: {problem}"}
                 self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
                 wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
                 answer = self._ask_about(container_id, prepared.identity)
-        if answer is not None and self._is_vouched_for(answer) and answer.get("executed") is not None:
+        if answer is not None and is_vouched_for(answer) and answer.get("executed") is not None:
             return why | answer
         executed = _settle_without_keeper(held, prepared)
         if executed is False:
@@ -581,15 +583,7 @@ class ProcessStarter:
     def _ask_about(self, container_id: str, identity: ProcessIdentity, *, begin: bool = False) -> Message | None:
         """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
         answer = self._keeper.ask({"op": "end", "id": container_id}, begin=begin)
-        return answer if answer is not None and _is_about(answer, identity) else None
-
-    @staticmethod
-    def _is_vouched_for(answer: Message | None) -> bool:
-        """Return whether the keeper is the process's parent and has not reaped it, so that its pid is its own.
-
-        Another keeper, which found it there, has nothing but its pid and start time.
-        """
-        return answer is not None and not answer.get("stranger")
+        return answer if answer is not None and is_about(answer, identity) else None
 
     def _explain(self, container_id: str, answer: Message) -> str:
         """Say why a program was not executed."""
@@ -641,14 +635,6 @@ class ProcessStarter:
             return 0
         except PermissionError as error:
             raise UnsupportedError(f"signal {number}: {error.strerror}; run as the container's user") from error
-
-
-def _is_about(answer: Message, identity: ProcessIdentity) -> bool:
-    """Say whether the keeper's answer is about the very process."""
-    if (answer.get("pid"), answer.get("start")) != (identity.pid, identity.start_ticks):
-        return False
-    inode = answer.get("inode", 0)
-    return not inode or not identity.pidfd_inode or inode == identity.pidfd_inode
 
 
 def _open_view(connection: Connection) -> list[int]:

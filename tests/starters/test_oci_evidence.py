@@ -18,8 +18,8 @@ from limpet import Engine, errors
 from limpet.engine.starters.contract import Exit, Prepared
 from limpet.engine.starters.oci import OciStarter, exits, probe, starter, starts
 from limpet.engine.starters.oci.busy import Busy
-from limpet.engine.starters.oci.conmon import end_monitor, is_of_run
-from limpet.engine.starters.oci.exits import Program
+from limpet.engine.starters.oci.conmon import end_monitor
+from limpet.engine.starters.oci.exits import Program, is_of_run
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, list_runs, make_run_directory
 from limpet.engine.starters.oci.starts import Starts
 from limpet.recovery import Process
@@ -63,7 +63,7 @@ def test_a_conmon_that_is_late_is_waited_for(
 ) -> None:
     """Its container has ended, and it does not get to write that down: Unknown until it has, not unseen for good."""
     monkeypatch.setattr(probe, "_EXIT_FILE_SECONDS", 0.1)
-    monkeypatch.setattr(probe, "let_monitor_go_on", lambda _: None)
+    monkeypatch.setattr(probe, "let_monitor_go_on", lambda *_: None)
     engine.create_container(config("one", "sleep 0.3; exit 9"), runtime, id="one").start()
     processes = processes_of(state_dir, "one")
     stop_by_signal(processes.monitor.pid)

@@ -24,6 +24,7 @@ from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.conmon import end_monitor
 from limpet.engine.starters.oci.exits import Program, is_monitor_alive, observe_program, read_program
 from limpet.engine.starters.oci.run_directory import list_runs
+from limpet.recovery import host
 from limpet.recovery.host import open_pidfd, read_stat, wait_for_end
 from limpet.schema import ContainerState, Reason
 from limpet.testing import open_descriptors
@@ -67,8 +68,15 @@ def test_a_whole_life(engine: Engine, state_dir: str, runtime: str) -> None:
     assert os.listdir(f"{state_dir}/containers") == []
 
 
-def test_conmons_end_tells_of_the_containers(engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What conmon has not written yet when its container ends is known once conmon has ended, without another look."""
+@pytest.mark.parametrize("has_pidfs", [True, False])
+def test_conmons_end_tells_of_the_containers(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, has_pidfs: bool
+) -> None:
+    """What conmon has not written yet when its container ends is known once conmon has ended, without another look.
+
+    One that a signal has stopped goes on; before Linux 6.9, too, where it is known by what it has open.
+    """
+    monkeypatch.setattr(host, "ask_for_pidfs", lambda: has_pidfs)
     monkeypatch.setattr(watcher, "_ASK_AGAIN_SECONDS", (60.0, 60.0))
     container = engine.create_container(config("one", "sleep 1000"), "crun")
     container.start()

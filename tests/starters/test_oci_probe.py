@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet.engine.starters.oci import probe
-from limpet.engine.starters.oci.exits import read_program
+from limpet.engine.starters.oci.exits import read_cgroups, read_program
 from limpet.engine.starters.oci.probe import BundleWitness
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory, make_run_directory
 from limpet.recovery.evidence import Process
@@ -152,6 +152,10 @@ def test_a_conmon_that_was_stopped_is_continued_by_its_engine(bundle: Bundle, is
 def test_what_the_record_does_not_name(bundle: Bundle) -> None:
     """Whether a program runs that a start has left; nothing of what is no OCI container's, or of another's."""
     look = BundleWitness(str(bundle.containers_dir))
+    assert look("one", None) == Witnessed(Process.ALIVE)
+    init, cgroups = bundle.processes.init, read_cgroups(bundle.init.pid)
+    before_6_9 = replace(bundle.processes, init=replace(init, pidfd_inode=0), cgroups=cgroups)
+    bundle.run.write_processes(before_6_9)  # where its cgroup shows which one it is
     assert look("one", None) == Witnessed(Process.ALIVE)
     bundle.write(held_program=sleep())
     assert look("one", None) is None

@@ -1,5 +1,7 @@
 """What sandboxes of an OCI runtime hold: namespaces without a process, files, a pid namespace, and nothing left."""
 
+import errno
+import fcntl
 import glob
 import os
 import shutil
@@ -20,12 +22,14 @@ from limpet.engine import Container, Sandbox
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.oci import pin, sandboxes, starter, starts
 from limpet.engine.starters.oci.root import RuntimeRoot
+from limpet.engine.starters.oci.run_directory import Processes
 from limpet.engine.starters.oci.sandboxes import PINS
 from limpet.engine.starters.oci.target import open_target
 from limpet.engine.state.descriptors import close_all
+from limpet.recovery import host
 from limpet.recovery.host import open_pidfd, read_boot_id, read_stat, wait_for_end
 from limpet.recovery.mounts import find_mounts
-from limpet.schema import ContainerState
+from limpet.schema import ContainerState, ProcessIdentity
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import (
@@ -322,6 +326,31 @@ def test_a_first_process_that_was_stopped_goes_on(engine: Engine) -> None:
     assert not is_running(first)
 
 
+def test_the_first_process_is_found_where_the_kernel_does_not_name_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.12 all processes are looked at, of which some, as process 1, may have more rights than we."""
+    real_ioctl, real_stat = fcntl.ioctl, os.stat
+
+    def ioctl(descriptor: int, request: int, *rest: Any) -> Any:
+        if request == sandboxes._NS_GET_PID_FROM_PIDNS:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return real_ioctl(descriptor, request, *rest)
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if path == "/proc/1/ns/pid":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real_stat(path, **options)
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(os, "stat", stat)
+    sandbox = engine.create_sandbox(SHARED, runtime_handler="runc")
+    (first,) = find_first(os.stat(sandbox.status.namespaces["pid"]).st_ino)
+    assert run(engine, sandbox, "one", "echo here", {"pid": "POD"}) == ["here"]
+    sandbox.remove(force=True)
+    assert not is_running(first)
+
+
 def find_first(inode: int) -> list[int]:
     found = []
     for path in glob.glob("/proc/[0-9]*"):
@@ -334,8 +363,13 @@ def find_first(inode: int) -> list[int]:
     return found
 
 
-def test_the_pid_namespace_of_another(engine: Engine) -> None:
-    """A container sees the processes of its target, while that one runs in its sandbox; else it is not started."""
+@pytest.mark.parametrize("has_pidfs", [True, False])
+def test_the_pid_namespace_of_another(engine: Engine, monkeypatch: pytest.MonkeyPatch, has_pidfs: bool) -> None:
+    """A container sees the processes of its target, while that one runs in its sandbox; else it is not started.
+
+    Also before Linux 6.9, where its cgroup shows that it is the one.
+    """
+    monkeypatch.setattr(host, "ask_for_pidfs", lambda: has_pidfs)
     sandbox = engine.create_sandbox(SANDBOX, runtime_handler="runc")
     target = engine.create_container(config("target", "exec sleep 4714"), sandbox)
     options = {"pid": "TARGET", "target_id": target.id}
@@ -362,16 +396,16 @@ def test_a_target_that_ends_as_it_is_to_be_joined(
     late = engine.create_container(config("late", "true", **linux), sandbox)
 
     @contextmanager
-    def open_late(launch: Launch) -> Iterator[str]:
+    def open_late(launch: Launch, find: Callable[[str, ProcessIdentity], Processes | None]) -> Iterator[str]:
         if not is_reaped:
-            monkeypatch.setattr(starter, "let_monitor_go_on", lambda _: None)
+            monkeypatch.setattr(starter, "let_monitor_go_on", lambda *_: None)
             stop_by_signal(processes.monitor.pid)
         with open_pidfd(processes.init.pid) as pidfd:
             os.kill(processes.init.pid, signal.SIGKILL)
             assert wait_for_end(pidfd, 20)
         if is_reaped:
             wait_until(lambda: not os.path.exists(f"/proc/{processes.init.pid}"), "its conmon to reap it")
-        with open_target(launch) as path:
+        with open_target(launch, find) as path:
             yield path
 
     monkeypatch.setattr(starts, "open_target", open_late)

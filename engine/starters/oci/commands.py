@@ -156,7 +156,7 @@ def is_inside(pid: int, processes: Processes, cgroup: str) -> bool:
         return False
     with open_pidfd(processes.init.pid) as pidfd:
         namespaces = [os.stat(f"/proc/{each}/ns/pid") for each in (pid, processes.init.pid)]
-        return is_process(processes.init, pidfd) and os.path.samestat(*namespaces)
+        return is_process(processes.init, pidfd, processes.cgroups) and os.path.samestat(*namespaces)
 
 
 def find_left(runs: Iterable[RunDirectory]) -> list[tuple[RunDirectory, CommandFiles]]:
@@ -220,7 +220,7 @@ def _find_own_pids(processes: Processes) -> tuple[int, int] | None:
         if processes.has_own_pids:
             with open_pidfd(processes.init.pid) as pidfd:
                 found = _stat_pids(processes.init.pid)
-                return found if is_process(processes.init, pidfd) else None
+                return found if is_process(processes.init, pidfd, processes.cgroups) else None
     return None
 
 

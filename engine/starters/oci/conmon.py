@@ -10,14 +10,14 @@ import resource
 import select
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import FileIO
 
 from limpet.engine.starters.oci.child import Child
 from limpet.engine.starters.oci.command import LOOK_SECONDS, clean_environment, reap, shorten
-from limpet.engine.starters.oci.exits import may_be
+from limpet.engine.starters.oci.exits import is_of_run, list_open, may_be
 from limpet.engine.starters.oci.family import find_half_dead, have_go_on, kill_family
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
@@ -32,7 +32,6 @@ _ANSWER_BYTES = 256 << 10
 _GO_ALONE_SECONDS = 1.0
 """How long a conmon whose container is gone has to write the rest of the log and end by itself."""
 _END_SECONDS = 5.0
-_SCAN_MOST = 1000
 _PF_EXITING = 0x4  # linux/sched.h: it has begun to end; in proc_pid_stat(5), field 9
 _LOOK_SECONDS = 0.5
 """Between two looks at what a runtime that says nothing has come to."""
@@ -242,19 +241,6 @@ def _is_monitor(run: RunDirectory, pid: int, pidfd: int) -> bool:
     return is_known or is_of_run(run, pid)
 
 
-def is_of_run(run: RunDirectory, pid: int) -> bool:
-    """Return whether a process has a file of this start open, as its conmon has and nobody else of that pid would."""
-    prefix = f"{os.path.realpath(run.path)}/"
-    return any(target.startswith(prefix) for target in _list_open(pid))
-
-
 def _has_pipe(pid: int, descriptor: int) -> bool:
     """Return whether a process has our pipe open: a conmon has it before it has a file of its start."""
-    return os.readlink(f"/proc/self/fd/{descriptor}") in _list_open(pid)
-
-
-def _list_open(pid: int) -> Iterator[str]:
-    with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd")[:_SCAN_MOST]:
-            with suppress(OSError):
-                yield os.readlink(f"/proc/{pid}/fd/{name}")
+    return os.readlink(f"/proc/self/fd/{descriptor}") in list_open(pid)

@@ -10,7 +10,7 @@ from limpet.engine.starters.oci import commands
 from limpet.engine.starters.oci.busy import Busy
 from limpet.engine.starters.oci.cgroups import make_lines, remove, signal_processes, thaw
 from limpet.engine.starters.oci.conmon import end_monitor
-from limpet.engine.starters.oci.exits import Program, is_monitor_alive, is_process, observe_program
+from limpet.engine.starters.oci.exits import Program, is_monitor_alive, may_be, observe_program
 from limpet.engine.starters.oci.root import remove_entry, to_oci_id
 from limpet.engine.starters.oci.run_directory import KnownRuns, Processes, RunDirectory, list_runs
 from limpet.engine.starters.oci.runtime import Runtime
@@ -155,7 +155,7 @@ def _reap_first(processes: Processes | None) -> None:
     """Reap a container's first process once it has ended, if it has come to us, as its conmon was killed."""
     if processes is not None and takes_orphans():
         with suppress(OSError), open_pidfd(processes.init.pid) as pidfd:
-            if is_process(processes.init, pidfd) and int(read_stat(processes.init.pid)[1]) == os.getpid():
+            if may_be(processes.init, pidfd) and int(read_stat(processes.init.pid)[1]) == os.getpid():
                 reap_when_over(pidfd)
 
 

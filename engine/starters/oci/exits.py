@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
@@ -33,6 +34,7 @@ _NOT_CONMONS = {errno.EFBIG, errno.ELOOP, errno.EINVAL, errno.ENXIO}
 """What reading a file tells that conmon has not written: one too large, a link, a directory or a pipe, a socket."""
 _WRITABLE_BY_OTHERS = 0o022
 _STOPPED = {b"T", b"t", b"Z", b"X"}
+_SCAN_MOST = 1000
 _PF_FORKNOEXEC = 0x40  # linux/sched.h: forked, and has executed nothing since; in proc_pid_stat(5), field 9
 
 
@@ -194,11 +196,25 @@ def is_monitor_alive(processes: Processes) -> bool:
         return False
 
 
-def let_monitor_go_on(monitor: ProcessIdentity) -> None:
+def let_monitor_go_on(run: RunDirectory, monitor: ProcessIdentity) -> None:
     """Continue a conmon that was stopped by a signal: nobody else writes down how its container ends."""
     with suppress(OSError), open_pidfd(monitor.pid) as pidfd:
-        if is_process(monitor, pidfd):
+        if is_process(monitor, pidfd) or (may_be(monitor, pidfd) and is_of_run(run, monitor.pid)):
             let_go_on(monitor.pid, pidfd)
+
+
+def is_of_run(run: RunDirectory, pid: int) -> bool:
+    """Return whether a process has a file of this start open, as its conmon has and nobody else of that pid would."""
+    prefix = f"{os.path.realpath(run.path)}/"
+    return any(target.startswith(prefix) for target in list_open(pid))
+
+
+def list_open(pid: int) -> Iterator[str]:
+    """Yield what a process has open, as the links in /proc/PID/fd tell; nothing if they cannot be read."""
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd")[:_SCAN_MOST]:
+            with suppress(OSError):
+                yield os.readlink(f"/proc/{pid}/fd/{name}")
 
 
 def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str | None:

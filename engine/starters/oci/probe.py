@@ -61,7 +61,7 @@ class BundleWitness:
         run, processes = found
         is_here = observe_boot(processes.monitor) is Boot.SAME
         if self._is_owner and is_here and observe_program(processes) is Program.ENDED:
-            let_monitor_go_on(processes.monitor)
+            let_monitor_go_on(run, processes.monitor)
         return _see(run, processes)
 
 
@@ -69,9 +69,7 @@ def _see_unnamed(bundle: str) -> Witnessed | None:
     """Say whether a program runs that the record does not name. One that is held is ended after the look."""
     for run in list_runs(bundle):
         processes = run.read_processes()
-        if processes is None or observe_boot(processes.init) is not Boot.SAME:
-            continue
-        if observe_process(processes.init)[0] is Process.ALIVE and observe_program(processes) is Program.EXECUTED:
+        if processes is not None and _is_here(processes) and observe_program(processes) is Program.EXECUTED:
             return Witnessed(Process.ALIVE)
     return None
 
@@ -79,13 +77,17 @@ def _see_unnamed(bundle: str) -> Witnessed | None:
 def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:
     if run.has("never-ran"):
         return Witnessed(Process.NEVER_RAN, detail=_NEVER_LET_GO)
-    here = observe_boot(processes.init) is Boot.SAME and observe_process(processes.init)[0] is not Process.ELSEWHERE
+    here = _is_here(processes)
     if here and (alive := _see_alive(run, processes)) is not None:
         return alive
     if not run.was_let_go():
         # Marks survive a kill and no power cut: after a reboot nothing tells whether it was let go.
         return Witnessed(Process.NEVER_RAN, detail="it ended before its program was executed") if here else None
     return _see_end(run, processes, is_here=here)
+
+
+def _is_here(processes: Processes) -> bool:
+    return observe_boot(processes.init) is Boot.SAME and observe_process(processes.init)[0] is not Process.ELSEWHERE
 
 
 def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witnessed | None:

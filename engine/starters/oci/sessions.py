@@ -376,7 +376,7 @@ class AttachedSession:
                 if now > deadline:
                     raise
                 if now > look_at:
-                    let_monitor_go_on(self._monitor)
+                    let_monitor_go_on(self._run, self._monitor)
                     look_at = now + LOOK_SECONDS
                 time.sleep(_BEGIN_SECONDS)
         self._link.setblocking(True)
@@ -392,7 +392,7 @@ class AttachedSession:
             if not poll.poll(_until_look(deadline) * 1000):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise WaitTimeoutError(f"nothing was written for {timeout:g} s")
-                let_monitor_go_on(self._monitor)
+                let_monitor_go_on(self._run, self._monitor)
                 continue
             try:
                 packet = self._link.recv(_PACKET + 1)
@@ -419,7 +419,7 @@ class AttachedSession:
                 if descriptor < 0:  # another thread has closed it
                     return False
                 if not _wait_until_writable(descriptor):
-                    let_monitor_go_on(self._monitor)
+                    let_monitor_go_on(self._run, self._monitor)
             except OSError:
                 return False
 

@@ -300,8 +300,8 @@ class OciStarter:
             raise UnsupportedError(f"signal {number}: {error.strerror}; run as root, with CAP_KILL") from error
         except OSError as error:
             raise ResourcesError(f"signal {number} to container {container_id}: {error.strerror}") from error
-        if number and processes is not None:
-            let_monitor_go_on(processes.monitor)
+        if number and found is not None:
+            let_monitor_go_on(found[0], found[1].monitor)
         if processes is None or processes.has_own_pids or only_session:
             return left
         name = self._runtime.cgroup_of(processes)
@@ -320,7 +320,7 @@ class OciStarter:
         ended = read_conmon_exit(directory)
         if ended is None:
             if is_monitor_alive(processes):
-                let_monitor_go_on(processes.monitor)  # one that was stopped would write nothing
+                let_monitor_go_on(directory, processes.monitor)  # one that was stopped would write nothing
                 return None
             ended = read_conmon_exit(directory)  # its last act
         if directory.has("never-ran") or not directory.was_let_go():
@@ -397,7 +397,7 @@ class OciStarter:
         """Connect to the container's own input and output."""
         with _told(f"container {container_id}"):
             run, processes = self._find(container_id, identity)
-            let_monitor_go_on(processes.monitor)
+            let_monitor_go_on(run, processes.monitor)
             return AttachedSession(run, processes, terminal=terminal, has_input=has_input)
 
     def freeze(self, container_id: str, identity: ProcessIdentity) -> None:
@@ -433,7 +433,7 @@ class OciStarter:
         """Have conmon begin a new log where the old one was renamed."""
         with _told(f"container {container_id}"):
             run, processes = self._find(container_id, identity)
-            let_monitor_go_on(processes.monitor)
+            let_monitor_go_on(run, processes.monitor)
             abilities.reopen_log(run, processes, log_path)
 
     def _find(self, container_id: str, identity: ProcessIdentity) -> tuple[RunDirectory, Processes]:

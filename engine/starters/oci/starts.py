@@ -17,7 +17,7 @@ from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
 from limpet.engine.starters.oci.cgroups import find_frozen_place
 from limpet.engine.starters.oci.command import Outcome
-from limpet.engine.starters.oci.conmon import Order, free_of_limits, is_of_run, make_container
+from limpet.engine.starters.oci.conmon import Order, free_of_limits, make_container
 from limpet.engine.starters.oci.ends import Ends
 from limpet.engine.starters.oci.executable import find_flaw
 from limpet.engine.starters.oci.exits import (
@@ -25,6 +25,7 @@ from limpet.engine.starters.oci.exits import (
     await_program,
     explain_never_ran,
     is_monitor_alive,
+    is_of_run,
     let_held_go_on,
     read_cgroups,
     read_conmon_exit,
@@ -169,7 +170,7 @@ class Starts:
         self._runtime.require_conmon()
         self._ends.end(launch.id)  # what a start that was cut short has left
         shutil.rmtree(os.path.join(launch.bundle_path, OCI), ignore_errors=True)
-        with open_target(launch) as target:
+        with open_target(launch, self._find_target) as target:
             config = self._complete(launch, target)
             if frozen := find_frozen_place(config["linux"].get("cgroupsPath", "/")):
                 raise StartError(f"the cgroup {quote_path(frozen)} is frozen, and so would be its processes; thaw it")
@@ -211,6 +212,10 @@ class Starts:
             raise
         finally:
             close_all([look.pidfd] if look.pidfd >= 0 else [])
+
+    def _find_target(self, container_id: str, init: ProcessIdentity) -> Processes | None:
+        found = self._runs.find(self._runtime.bundle(container_id), init)
+        return found[1] if found else None
 
     def _complete(self, launch: Launch, target: str) -> dict[str, Any]:
         path = os.path.join(launch.bundle_path, CONFIG_FILE)

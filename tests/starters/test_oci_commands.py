@@ -152,7 +152,7 @@ def test_the_runtime_of_one_is_ended(run: RunDirectory, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_one_whose_runtime_was_killed_is_ended(run: RunDirectory, tmp_path: Path, *, is_ours: bool) -> None:
-    """By its pid, if that is one of the container's and was not there before it was asked for.
+    """By its pid, if that is one of the container's and was not there before it was asked for; by no wall clock.
 
     In a copy of a state directory it is the original's, which has not ended.
     """
@@ -161,11 +161,13 @@ def test_one_whose_runtime_was_killed_is_ended(run: RunDirectory, tmp_path: Path
     with open_pidfd(os.getpid()) as pidfd:
         run.write_processes(replace(PROCESSES, init=identify(os.getpid(), pidfd), cgroups=(), has_own_pids=True))
     wait_until(lambda: age_of(older) > 1, "it to be older")
-    for name in ("a", "b"):
-        (tmp_path / f"exec-{name}.json").touch()
+    files = [CommandFiles.write(run, ["sleep", "1000"], None) for _ in range(2)]
+    commands._under_way.clear()  # they are another engine's, which was killed
+    for each in files:
+        os.utime(each.process, (time.time() + 3600,) * 2)  # the wall clock was set back since
     command = leave(tmp_path / "elsewhere")
-    (tmp_path / "exec-a.pid").write_text(str(older))
-    (tmp_path / "exec-b.pid").write_text(str(command))
+    for each, pid in zip(files, (older, command), strict=True):
+        Path(each.pid).write_text(str(pid))
     try:
         end_left(find_left([run]), lambda _: "name", lambda _: is_ours)
         assert find_left([run]) == []

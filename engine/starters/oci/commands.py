@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -24,7 +23,7 @@ from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
 from limpet.engine.starters.orphans import reap_when_over, takes_orphans
 from limpet.engine.state.durable import open_made
-from limpet.recovery.host import open_pidfd, read_name, read_stat
+from limpet.recovery.host import open_pidfd, read_machine_clock, read_name, read_start_ticks, read_stat
 from limpet.schema.errors import InvalidStateError
 
 _PREFIX = "exec-"
@@ -59,7 +58,7 @@ class CommandFiles:
             process["consoleSize"] = {"height": size[0], "width": size[1]}
         if size is not None and not any(each.startswith("TERM=") for each in process["env"]):
             process["env"] = [*process["env"], "TERM=xterm"]
-        files = cls(run, os.urandom(6).hex(), {**config, "process": process})
+        files = cls(run, _make_token(), {**config, "process": process})
         _under_way.add(files._token)
         try:
             descriptor = open_made(files.process, os.O_WRONLY | os.O_EXCL)
@@ -129,13 +128,25 @@ class CommandFiles:
     def end_orphan(self, processes: Processes, cgroup: str) -> None:
         """Kill a command whose runtime was killed, with what it has started; nobody waits for it any more."""
         with suppress(OSError):
-            pid = self.read_pid()
-            age = time.time() - os.stat(self.process).st_mtime
+            pid, asked_at = self.read_pid(), _read_time(self._token)
             with open_pidfd(pid) as pidfd:
-                started = int(read_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
-                is_younger = time.clock_gettime(time.CLOCK_BOOTTIME) - started <= age + _CLOCK_SLACK_SECONDS
+                started = read_start_ticks(pid) / os.sysconf("SC_CLK_TCK")
+                is_younger = asked_at is not None and started >= asked_at / 1e9 - _CLOCK_SLACK_SECONDS
                 if is_younger and is_inside(pid, processes, cgroup):
                     kill_family(pid, pidfd, sessions=True)
+
+
+def _make_token() -> str:
+    """Return a name that no other command has. It tells when this is, by the machine's clock, which nobody sets."""
+    return f"{read_machine_clock():x}-{os.urandom(6).hex()}"
+
+
+def _read_time(token: str) -> int | None:
+    """Return what a token tells, in nanoseconds since the boot; None of one that an older version has made."""
+    with suppress(ValueError):
+        time_ns, dash, _ = token.partition("-")
+        return int(time_ns, 16) if dash else None
+    return None
 
 
 def have_runtime_go_on(pid: int) -> None:

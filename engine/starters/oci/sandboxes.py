@@ -472,8 +472,7 @@ def has_first(path: str) -> bool:
 def _end_pids(path: str) -> None:
     """Kill the first process of a pid namespace that is pinned, and so all in it; wait until it is gone."""
     for _, pidfd in _find_first(path):
-        with suppress(ProcessLookupError):
-            _kill(pidfd)
+        _kill(pidfd)
 
 
 def _end_unpinned(directory: str) -> None:
@@ -487,7 +486,8 @@ def _end_unpinned(directory: str) -> None:
 
 def _kill(pidfd: int) -> None:
     """Kill the first process of a pid namespace, and wait until it is gone."""
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     reap_when_over(pidfd)
     deadline = time.monotonic() + _END_SECONDS
     while not has_ended(pidfd) and time.monotonic() < deadline:

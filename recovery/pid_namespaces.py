@@ -12,7 +12,7 @@ from limpet.recovery.evidence import Process
 from limpet.schema.identity import ProcessIdentity
 
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
-_FIRST_USER_NAMESPACE = 0xEFFFFFFD
+FIRST_USER_NAMESPACE = 0xEFFFFFFD
 """Numbers that the kernel gives to the namespaces of its boot (linux/proc_ns.h)."""
 _CAP_SYS_PTRACE = 1 << 19
 
@@ -54,7 +54,7 @@ def _sees_all_processes() -> bool:
             capabilities = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
         return (
             os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
-            and os.stat("/proc/self/ns/user").st_ino == _FIRST_USER_NAMESPACE
+            and os.stat("/proc/self/ns/user").st_ino == FIRST_USER_NAMESPACE
             and bool(capabilities & _CAP_SYS_PTRACE)
         )
     except (OSError, StopIteration):

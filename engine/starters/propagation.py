@@ -3,6 +3,7 @@
 import fcntl
 import os
 
+from limpet.engine.state.descriptors import close_all
 from limpet.recovery.mounts import MOUNTINFO, open_lines
 
 _NS_GET_USERNS = 0xB701
@@ -29,17 +30,14 @@ def read_propagation(path: str) -> str | None:
 
 def owns_mounts() -> bool:
     """Return whether our mount namespace is of our user namespace: of another's, ours only receive (ioctl_nsfs(2))."""
+    opened: list[int] = []
     try:
-        mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            owner = fcntl.ioctl(mounts, _NS_GET_USERNS)
-        finally:
-            os.close(mounts)
-        try:
-            return os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
-        finally:
-            os.close(owner)
+        opened.append(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        opened.append(fcntl.ioctl(opened[0], _NS_GET_USERNS))
+        return os.path.samestat(os.fstat(opened[1]), os.stat("/proc/self/ns/user"))
     except PermissionError:  # it is of one above
         return False
     except OSError:  # a kernel without them
         return True
+    finally:
+        close_all(opened)

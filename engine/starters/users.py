@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from limpet.recovery.pid_namespaces import FIRST_USER_NAMESPACE
 from limpet.schema.cri import ContainerConfig, LinuxContainerSecurityContext, SupplementalGroupsPolicy
 from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageConfig
@@ -19,8 +20,6 @@ _CAP_SETGID, _CAP_SETUID = 6, 7
 _CAPABILITY_VERSION = 0x20080522
 """Of capget(2): two words of capabilities, each effective, permitted, inheritable."""
 _ALL_IDS = (range(_MAX_ID + 1),)
-_FIRST_USERS = 0xEFFFFFFD
-"""The inode of the machine's own user namespace: USER_NS_INIT_INO (linux/nsfs.h)."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -95,7 +94,7 @@ def may_set_groups() -> bool:
 def is_in_user_namespace() -> bool:
     """Say whether this process's user namespace is not the machine's own: its root's rights count in there alone."""
     try:
-        return os.stat("/proc/self/ns/user").st_ino != _FIRST_USERS
+        return os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE
     except OSError:  # a kernel without them
         return False
 

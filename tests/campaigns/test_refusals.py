@@ -19,6 +19,7 @@ KNOWN = {
     "life/prlimit64": ["EPERM"],
     "life/write": ["EIO"],
     "life/close": ["EIO"],
+    "gate/prctl": ["EINVAL"],
 }
 """Where something was found once."""
 

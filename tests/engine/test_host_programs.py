@@ -83,6 +83,7 @@ for ask in (lambda: begin("two", "true"), engine.close, engine.close):
     except errors.LimpetError:
         print("refused")
 print(max(os.path.getsize(each.name) for each in theirs) <= 64)  # what wakes a thread, and no page of the database
+sys.stdout.flush()
 os._exit(0)
 """
 REFUSE = """

@@ -67,6 +67,7 @@ _SHM = "shm"
 _SHM_BYTES = 64 << 20
 _LOCK_SECONDS = 10.0
 _END_SECONDS = 5.0
+_MAKE_TRIES = 10
 _MNT_DETACH = 2
 _NS_GET_PID_FROM_PIDNS = 0x8004B706  # linux/nsfs.h: which process here has this pid there
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,7 +100,7 @@ class SandboxHoldings:
         kinds = [kind for kind in choose_kinds(sandbox.config) if kind not in kept]
         self._root.make()
         path = self.pins_of(sandbox.id)
-        os.makedirs(path, 0o700, exist_ok=True)
+        _make(path)
         with _locked(path) as lock:
             self._clear(path)
             if kinds:
@@ -234,6 +235,8 @@ class SandboxHoldings:
             self._clear(path)
             with suppress(FileNotFoundError):
                 os.rmdir(path)
+        with suppress(OSError):  # unless there are others
+            os.rmdir(os.path.dirname(path))
 
     def _clear(self, path: str) -> None:
         """End the first process of its pid namespace, and unmount and remove all pins."""
@@ -255,6 +258,15 @@ class SandboxHoldings:
                     os.unlink(each)  # which unmounts it in other mount namespaces
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(path, _MOUNTS))
+
+
+def _make(path: str) -> None:
+    """Make the directory of a sandbox's pins. Raises OSError."""
+    for _ in range(_MAKE_TRIES - 1):
+        with suppress(FileNotFoundError):  # the one above was removed just then, with the last that was in it
+            os.makedirs(path, 0o700, exist_ok=True)
+            return
+    os.makedirs(path, 0o700, exist_ok=True)
 
 
 def _write_files(directory: str, config: PodSandboxConfig) -> None:

@@ -252,8 +252,9 @@ def end_with_parent() -> None:
 
 
 def outlive_parent() -> None:
-    """Take that back: an exec does not."""
-    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    """Take that back: an exec does not. Raises OSError."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")
 
 
 def _signal_ours(pid: int, number: int, is_due: Callable[[Stat], bool]) -> None:

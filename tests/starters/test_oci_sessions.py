@@ -179,7 +179,9 @@ def test_what_is_closed_before_its_runtime_has_told_its_pid_is_killed(
     monkeypatch.setattr(CommandFiles, "read_pid", lambda _: 0)
     session.close()
     assert session.wait(20) == 137
-    assert find_processes("sleep", mark) == []
+    wait_until(
+        lambda: find_processes("sleep", mark) == [], "its end"
+    )  # it is killed, and goes once it gets a processor
 
 
 def test_what_is_closed_is_killed(sleeping: Container, shared: Engine) -> None:

@@ -617,11 +617,10 @@ class Store:
         After a MemoryError nothing was written: one that comes when the change is made is nobody's.
         """
         interrupt: BaseException | None = None
-        if draft.changes:
-            self._require_lock()
         self._unsettled = draft
         if draft.changes:
             try:
+                self._require_lock()
                 self._journal.commit(draft.changes)
             except LimpetError:
                 self._unsettled = None

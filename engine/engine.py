@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -13,11 +12,17 @@ from msgspec.structs import replace
 
 from limpet.engine.control import ControlServer
 from limpet.engine.images import DirectoryImageStore, ImageStore
-from limpet.engine.lifecycle.container import Container, require_expiry
+from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.expiry import require_expiry
 from limpet.engine.lifecycle.follow_ups import FollowUps
+from limpet.engine.lifecycle.life import Life
+from limpet.engine.lifecycle.limits import is_changing_limits
 from limpet.engine.lifecycle.prune import Pruned, prune
+from limpet.engine.lifecycle.releasing import take_back
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.engine.lifecycle.starting import is_in_stopped_sandbox
+from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS, begin_stop, resume_stop
 from limpet.engine.lifecycle.strict import refuse_unapplied, refuse_unapplied_sandbox
 from limpet.engine.reconcile import dispose, judge_orphans, recover, reexamine
 from limpet.engine.starters import (
@@ -27,6 +32,7 @@ from limpet.engine.starters import (
     choose_stop_signal,
     make_probe,
 )
+from limpet.engine.state.clock import now
 from limpet.engine.state.descriptors import raise_descriptor_limit, system_errors_told
 from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import require_utf8, resolve_directory
@@ -327,7 +333,7 @@ class Engine:
             id=key,
             name=config.metadata.name,
             config=config,
-            created_at=max(time.time_ns(), 1),
+            created_at=now(),
             root_dir=self._runtime.sandbox_path(key),
             runtime_handler=runtime_handler,
         )
@@ -420,7 +426,7 @@ class Engine:
                 raise
             return container
 
-        return self._runtime.step(create, undo=Container.take_back)
+        return self._runtime.step(create, undo=lambda made: take_back(made.life))
 
     def add_container(
         self,
@@ -460,7 +466,7 @@ class Engine:
         if strict:
             refuse_unapplied(starter, metadata, place.metadata, place.status.namespaces)
         container = Container(self._runtime, key)
-        container.metadata = metadata  # as it is written: it is not read back
+        container.life.metadata = metadata  # as it is written: it is not read back
         self.store.add(metadata, Status(expires_at=expires_at, extra=extra or {}))
         if expires_at:
             self._runtime.note_container(key)
@@ -638,14 +644,15 @@ class Engine:
         except ResourcesError:
             pidfd = -1  # looked at again and again, then
         self._runtime.watcher.watch(container_id, identity, pidfd, starter)
-        container = Container(self._runtime, container_id)
+        life = Life(self._runtime, container_id)
         with suppress(StateDirectoryError):  # then its bundle is damaged, which is told of it
-            if container.is_changing_limits():
+            if is_changing_limits(life):
                 self._runtime.note_container(container_id)
         if verdict.status.stop_requested_at:
-            container.resume_stop(verdict.status, identity)
-        elif container.is_in_stopped_sandbox():
-            container.begin_stop()  # it came in, or was found alive, after its sandbox was stopped
+            resume_stop(life, verdict.status, identity)
+        elif is_in_stopped_sandbox(life):
+            # It came in, or was found alive, after its sandbox was stopped.
+            begin_stop(life, DEFAULT_STOP_TIMEOUT_SECONDS)
 
     def _remove_bundle(self, container_id: str, _: Verdict) -> None:
         with self._runtime.exclusive(container_id), suppress(NotFoundError):

@@ -8,7 +8,14 @@ from itertools import islice
 from limpet.engine.aio.loops import require_loop
 from limpet.engine.aio.opening import open_once
 from limpet.engine.aio.workers import Workers
-from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, DEFAULT_STOP_TIMEOUT_SECONDS, Container
+from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, Container
+from limpet.engine.lifecycle.stopping import (
+    DEFAULT_STOP_TIMEOUT_SECONDS,
+    be_patient,
+    find_followers,
+    is_stopped,
+    needs_stop,
+)
 from limpet.engine.logs import Entry
 from limpet.engine.starters.abilities import Executed, Session, Stats
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
@@ -110,15 +117,17 @@ class AsyncContainer:
 
     async def finish_stop(self, status: Status) -> Status:
         """See `Container.finish_stop`."""
-        for follower in await self._workers.quick(self.container.find_followers):
-            await AsyncContainer(follower, self._workers).finish_stop(follower.status)
-        patience = self.container.be_patient(status)
+        life = self.container.life
+        for follower in await self._workers.quick(lambda: find_followers(life)):
+            container = Container(follower.runtime, follower.id)
+            await AsyncContainer(container, self._workers).finish_stop(follower.status)
+        patience = be_patient(life, status)
         if patience is None:
             return status
         try:
             with suppress(WaitTimeoutError):
                 await self.container.wait_async(patience.left())
-            while not await self._workers.quick(lambda: self.container.is_stopped(status)):
+            while not await self._workers.quick(lambda: is_stopped(life, status)):
                 await asyncio.sleep(patience.next_pause())
             return self.container.status
         except NotFoundError:
@@ -202,5 +211,5 @@ class AsyncContainer:
 
     async def _stop_if_needed(self, timeout: float) -> None:
         with suppress(NotFoundError):  # deleted in the meantime
-            if self.container.needs_stop():
+            if needs_stop(self.container.life):
                 await self.stop(timeout)

@@ -6,8 +6,8 @@ from typing import Any
 
 from limpet.engine.aio.container import AsyncContainer
 from limpet.engine.aio.workers import Workers
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS
 from limpet.engine.lifecycle.sandbox import Sandbox, tell_problems
+from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS
 from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata

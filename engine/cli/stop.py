@@ -8,7 +8,7 @@ from limpet.engine.cli.options import Place, Seconds, complete_id, output_option
 from limpet.engine.cli.output import print_json, print_lines
 from limpet.engine.cli.telling import tell_done
 from limpet.engine.control.requests import Done, Stop
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS
+from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS
 
 
 @click.command("stop")

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from limpet.engine.control.served import Served, find
 from limpet.engine.lifecycle.attempts import find_earlier
-from limpet.engine.lifecycle.container import DEFAULT_STOP_TIMEOUT_SECONDS, Container
+from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS
 from limpet.engine.starters.abilities import Session, Stats
 from limpet.recovery.report import Report
 from limpet.schema.cri import PodSandboxConfig, parse_pod_sandbox_config

@@ -10,8 +10,13 @@ from contextlib import suppress
 
 from limpet.engine.lifecycle.attempts import add_next, find_attempt, find_place
 from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.freezing import carry_out_pause, thaw
+from limpet.engine.lifecycle.limits import carry_out_limits
+from limpet.engine.lifecycle.releasing import release_expired
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
+from limpet.engine.lifecycle.starting import fail_start, is_in_stopped_sandbox
+from limpet.engine.lifecycle.stopping import expire
 from limpet.engine.lifecycle.timetable import Entry, Kind
 from limpet.recovery.host import read_boot_clock
 from limpet.recovery.intents import Place, Step, decide_step, make_intent
@@ -106,21 +111,21 @@ class FollowUps:
 
     def _finish_limits(self, container: Container) -> None:
         try:
-            container.carry_out_limits()
+            carry_out_limits(container.life)
         except (InvalidInputError, InvalidStateError, UnsupportedError) as error:
             _log.warning("container %s: a change of its limits that was cut short: %s", container.id, error)
 
     def _do(self, step: Step, container: Container, metadata: Metadata, status: Status) -> float | None:
         match step:
             case Step.FINISH_STOP:
-                container.thaw()
+                thaw(container.life)
             case Step.EXPIRE:
-                container.expire(status.expires_at)
+                expire(container.life, status.expires_at)
                 return _LOOK_AGAIN_SECONDS
             case Step.RELEASE:
                 return self._release(container, status)
             case Step.FREEZE | Step.THAW:
-                container.carry_out_pause()
+                carry_out_pause(container.life)
             case Step.START:
                 return self._start(container, metadata)
             case Step.RESTART:
@@ -137,9 +142,9 @@ class FollowUps:
             and status.identity
             and self._runtime.starter_of(container.id).signal(container.id, status.identity, 0)
         ):
-            container.expire(status.expires_at)
+            expire(container.life, status.expires_at)
             return _LOOK_AGAIN_SECONDS
-        container.release_expired(status.expires_at)
+        release_expired(container.life, status.expires_at)
         return None if container.status.released else 0.0
 
     def _restart(self, metadata: Metadata, status: Status) -> float | None:
@@ -175,11 +180,11 @@ class FollowUps:
             return 0.0  # that is written down, and its policy asked again
         except InvalidStateError:
             status = container.status
-            if status.stop_requested_at or status.started_at or container.is_in_stopped_sandbox():
+            if status.stop_requested_at or status.started_at or is_in_stopped_sandbox(container.life):
                 return None  # somebody has stopped or started it, or stopped its sandbox, in the meantime
             raise
         except (InvalidInputError, NotFoundError) as error:
-            container.fail_start(str(error))
+            fail_start(container.life, str(error))
             return 0.0
         return None
 

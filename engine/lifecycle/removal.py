@@ -7,6 +7,7 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.releasing import remove_files
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.starters.abilities import Plural, by_starter
 from limpet.engine.state.presence import is_there
@@ -85,7 +86,7 @@ def _remove_files(containers: Sequence[Container]) -> "list[Container]":
             while True:
                 one = pending.popleft()
                 with suppress(LimpetError):
-                    one.remove_files()
+                    remove_files(one.life)
                     removed.append(one)
 
     other = Thread(remove, "limpet-remove")

@@ -8,16 +8,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from limpet.engine.lifecycle.bundle import Bundle
-from limpet.engine.lifecycle.container import (
-    DEFAULT_STOP_TIMEOUT_SECONDS,
-    Container,
-    request_stop,
-    require_expiry,
-)
+from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status
+from limpet.engine.lifecycle.expiry import require_expiry
 from limpet.engine.lifecycle.patience import require_seconds
 from limpet.engine.lifecycle.removal import remove_ended
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS, carry_out_stop, request_stop
 from limpet.engine.lifecycle.stops import carry_out_stops, finish_stops, try_each
 from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.store import Draft
@@ -236,8 +233,8 @@ class Sandbox:
         begun = carry_out_stops(self._runtime, [one for one in containers if one.id in asked], timeout)
 
         def begin(container: Container) -> None:
-            act = container.carry_out_stop if container.id in asked else container.begin_stop
-            begun[container] = act(timeout)
+            is_written = container.id in asked
+            begun[container] = carry_out_stop(container.life, timeout) if is_written else container.begin_stop(timeout)
 
         problems = try_each(begin, [one for one in containers if one not in begun])
         return begun, problems

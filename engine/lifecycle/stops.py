@@ -6,7 +6,9 @@ from functools import partial
 from itertools import islice
 
 from limpet.engine.lifecycle.container import Container
+from limpet.engine.lifecycle.freezing import thaw
 from limpet.engine.lifecycle.runtime import Runtime
+from limpet.engine.lifecycle.stopping import find_followers
 from limpet.engine.starters import number_of_signal
 from limpet.engine.starters.abilities import Plural, by_starter
 from limpet.schema.errors import LimpetError, NotFoundError
@@ -18,7 +20,7 @@ _AT_ONCE = 100
 
 
 def carry_out_stops(runtime: Runtime, containers: Iterable[Container], timeout: float) -> dict[Container, Status]:
-    """Do what `Container.carry_out_stop` does, for many; return the status of each for which it is done.
+    """Do what `carry_out_stop` does, for many; return the status of each for which it is done.
 
     The others are left for that: somebody is amid a step of theirs, or something is in the way.
     """
@@ -37,7 +39,7 @@ def _carry_out(runtime: Runtime, containers: Sequence[Container], timeout: float
             with suppress(LimpetError):
                 status = one.status
                 if one.id in mine and status.state is ContainerState.RUNNING and not status.unknown:
-                    one.thaw()
+                    thaw(one.life)
                     found.setdefault(number_of_signal(one.metadata.stop_signal), {})[one] = status
         for number, group in found.items():
             for starter, identities in _by_starter(runtime, group):
@@ -48,7 +50,7 @@ def _carry_out(runtime: Runtime, containers: Sequence[Container], timeout: float
 
 
 def finish_stops(runtime: Runtime, begun: Mapping[Container, Status]) -> "list[LimpetError]":
-    """Do what `Container.finish_stop` does, for many; return what kept some from it."""
+    """Do what `finish_stop` does, for many; return what kept some from it."""
     problems: list[LimpetError] = []
 
     def finish(container: Container) -> None:
@@ -85,7 +87,7 @@ def try_each(act: Callable[[Container], object], containers: Iterable[Container]
 def _has_ended_alone(container: Container) -> bool:
     """Say whether it has ended, and no policy has made another attempt after it."""
     try:
-        return bool(container.status.finished_at) and not container.find_followers()
+        return bool(container.status.finished_at) and not find_followers(container.life)
     except LimpetError:
         return False
 

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from limpet.engine.database import Changes, Journal
+from limpet.engine.state.clock import now
 from limpet.engine.store.deadlines import (
     Of,
     deadlines_of_container,
@@ -310,7 +311,7 @@ class Draft:
         _require_version(kind, key, version, expect)
         # Each put has an event of its own, so that no version is ahead of the log: a new item's was never in use here.
         following = version + 1 if version else self._next_revision
-        item = Item(kind=kind, key=key, value=value, version=following, updated_at=max(time.time_ns(), 1))
+        item = Item(kind=kind, key=key, value=value, version=following, updated_at=now())
         row = item_to_row(self._node, item)
         self.changes.items[kind, key] = row
         self._note_item(EventKind.ITEM_PUT, row)
@@ -358,10 +359,10 @@ class Draft:
 
     def mark_stopped(self, container_id: str, status: Status) -> None:
         """Write down that somebody has stopped a container that does not run: nothing restarts it, nor makes it."""
-        now = max(time.time_ns(), 1)
-        stopped = replace(status, stop_requested_at=now, stop_deadline=now)
+        stopped_at = now()
+        stopped = replace(status, stop_requested_at=stopped_at, stop_deadline=stopped_at)
         if not status.created_at and not status.finished_at:
-            stopped = end_never_run(stopped, "it was stopped before it was made", finished_at=now)
+            stopped = end_never_run(stopped, "it was stopped before it was made", finished_at=stopped_at)
         self.replace(container_id, stopped)
 
     def declare_gone(self, container_id: str, why: str) -> Status:
@@ -378,7 +379,7 @@ class Draft:
                 "was never created, and has no process; delete it" if is_new else f"is {status.state.name}, not Unknown"
             )
             raise InvalidStateError(f"cannot declare container {container_id} gone: it {state}")
-        settled = self.replace(container_id, declare_gone(checkpoint, why, finished_at=max(time.time_ns(), 1)))
+        settled = self.replace(container_id, declare_gone(checkpoint, why, finished_at=now()))
         self.doubt(container_id, None)
         return settled
 

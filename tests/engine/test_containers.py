@@ -21,6 +21,9 @@ from msgspec.structs import replace
 
 from limpet.engine import AsyncEngine, Container, Engine, errors
 from limpet.engine.lifecycle import patience
+from limpet.engine.lifecycle.life import Life
+from limpet.engine.lifecycle.starting import fail_start
+from limpet.engine.lifecycle.stopping import expire, needs_stop
 from limpet.engine.starters import Exit, Launch, Prepared
 from limpet.engine.starters.environment import merge_environment
 from limpet.engine.starters.process import ProcessStarter
@@ -88,7 +91,7 @@ def test_an_end_that_is_written_down_amid_a_step_is_not_overwritten(
 
     monkeypatch.setattr(Store, "update", update_late)
     if act == "expire":
-        container.expire(expires_at)
+        expire(container.life, expires_at)
     elif act == "stop":
         assert container.stop(5).exit_code == 137
     else:
@@ -251,10 +254,10 @@ def test_a_removal_by_force_stops_what_is_started_just_then(
 ) -> None:
     """As by its policy, right after it was seen that there is nothing to stop; that it runs is not a reason to stay."""
 
-    def needs_stop(self: Container) -> bool:
-        needs = real(self)
+    def needs_stop_and_is_started(life: Life) -> bool:
+        needs = needs_stop(life)
         if not started:
-            started.append(self.start().pid)
+            started.append(Container(life.runtime, life.id).start().pid)
         return needs
 
     async def remove() -> bool:
@@ -262,10 +265,10 @@ def test_a_removal_by_force_stops_what_is_started_just_then(
             return await (await tasks.get("one")).remove(force=True, timeout=0)
 
     started: list[int] = []
-    real = Container.needs_stop
     with Engine.open(state_dir) as engine:
         made = make(engine, "sleep", "1000")
-        monkeypatch.setattr(Container, "needs_stop", needs_stop)
+        for module in ("lifecycle", "aio"):
+            monkeypatch.setattr(f"limpet.engine.{module}.container.needs_stop", needs_stop_and_is_started)
         if front == "thread":
             assert made.remove(force=True, timeout=0)
     if front == "task":
@@ -313,7 +316,7 @@ def test_what_ended_without_being_created_is_not_created(engine: Engine) -> None
     """A start that failed for good before the bundle was made: it stays EXITED, and nothing is made for it."""
     engine.create_sandbox({"metadata": {"name": "pod", "uid": "u", "namespace": "n"}}, id="pod")
     container = engine.add_container(config("one", "true"), "pod")
-    container.fail_start("its image is gone")
+    fail_start(container.life, "its image is gone")
     ended = container.status
     with pytest.raises(errors.InvalidStateError, match="never created"):
         container.create()

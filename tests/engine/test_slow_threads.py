@@ -31,7 +31,7 @@ class Late(ProcessStarter):
         return super().read_exit(container_id, identity, pidfd)
 
 
-SLOW = ("/lifecycle/watcher.py", "/lifecycle/runtime.py", "/lifecycle/container.py")
+SLOW = ("/lifecycle/watcher.py", "/lifecycle/runtime.py", "/lifecycle/starting.py")
 SECONDS_A_LINE = 0.003
 """A program that does nothing ends sooner than two lines are over."""
 

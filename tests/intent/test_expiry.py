@@ -13,6 +13,8 @@ from msgspec.structs import replace
 from limpet import Store
 from limpet.engine import Container, Engine, errors
 from limpet.engine.inspection.check import check_state
+from limpet.engine.lifecycle.releasing import release_expired
+from limpet.engine.lifecycle.stopping import expire
 from limpet.recovery.thread import Thread
 from limpet.schema import ContainerState, Status
 from limpet.schema.deadline import SET_BACK_NS, Deadline, DeadlineKind
@@ -60,7 +62,7 @@ def test_a_stop_that_would_take_longer_is_hurried(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, script: str, code: int
 ) -> None:
     """What was given an hour to stop has the grace of an expiry once its time is over, and is released then."""
-    monkeypatch.setattr("limpet.engine.lifecycle.container.DEFAULT_STOP_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("limpet.engine.lifecycle.stopping.DEFAULT_STOP_TIMEOUT_SECONDS", 0.5)
     stubborn = "trap '' TERM; touch up; while :; do sleep 0.01; done"
     container = make(engine, "sh", "-c", script.format(stubborn), expires_at=soon(2))
     due = container.status.expires_at
@@ -374,8 +376,8 @@ def test_what_was_started_just_now_is_not_released_under_its_feet(engine: Engine
     due = time.time_ns() + HOUR
     container.renew(due)
     container.start()
-    container.release_expired(due)
+    release_expired(container.life, due)
     assert (container.state, container.status.released) == (ContainerState.RUNNING, False)
     container.renew(due + 1)
-    container.expire(due)
+    expire(container.life, due)
     assert not container.status.stop_requested_at

@@ -147,9 +147,9 @@ EXPIRE = "c = make('sleep', '1000', {}); c.start(); c.renew(time.time_ns() + 5 *
 @pytest.mark.parametrize(
     ("where", "name", "when"),
     [
-        (CONTAINER, "expire", "before"),
+        (FOLLOW_UPS, "expire", "before"),
         ("limpet.engine.starters.process.starter:ProcessStarter", "signal", "before"),
-        (CONTAINER, "release_expired", "before"),
+        (FOLLOW_UPS, "release_expired", "before"),
         ("limpet.engine.lifecycle.bundle:ContainerBundle", "remove", "before"),
     ],
 )

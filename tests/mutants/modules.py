@@ -150,7 +150,8 @@ GROUPS = {
         tuple(
             f"engine/lifecycle/{name}.py"
             for name in (
-                "bundle", "container", "patience", "removal", "runtime", "sandbox", "strict", "watcher",
+                "bundle", "container", "expiry", "freezing", "life", "limits", "patience", "releasing", "removal",
+                "runtime", "sandbox", "starting", "stopping", "strict", "watcher",
             )
         ),
         12,

@@ -63,15 +63,15 @@ NAMED = {
         ("tests/store/test_opening.py",),
     ),
     "create of an ended container": Named(
-        "engine/lifecycle/container.py",
+        "engine/lifecycle/starting.py",
         "status.created_at or status.finished_at or status.released",
         "status.created_at or status.released",
         (_CONTAINERS,),
     ),
     "an interrupted start that is not aborted": Named(
-        "engine/lifecycle/container.py",
-        "            starter.abort(prepared)\n",
-        "            pass\n",
+        "engine/lifecycle/starting.py",
+        "        starter.abort(prepared)\n",
+        "        pass\n",
         (_CONTAINERS,),
     ),
     "ENOENT from pidfd_open, in a recovery": Named(

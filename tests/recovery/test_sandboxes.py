@@ -171,7 +171,7 @@ def test_a_copy_gives_up_what_the_original_holds(state_dir: str) -> None:
 
 BUNDLE = "limpet.engine.lifecycle.bundle:Bundle"
 SANDBOX = "limpet.engine.lifecycle.sandbox:Sandbox"
-CONTAINER = "limpet.engine.lifecycle.container:Container"
+REMOVAL_OF_MANY = "limpet.engine.lifecycle.removal"
 STARTER = "limpet.engine.starters.process.starter:ProcessStarter"
 DRAFT = "limpet.engine.store.draft:Draft"
 STORE = "limpet.engine.store.store:Store"
@@ -186,9 +186,9 @@ REMOVAL = [
     (SANDBOX, "remove_ended", "before", SandboxState.NOTREADY, {"ended", "runs"}),
     (STARTER, "release_many", "before", SandboxState.NOTREADY, {"ended", "runs"}),
     (STARTER, "release_many", "after", SandboxState.NOTREADY, {"ended", "runs"}),
-    (CONTAINER, "remove_files", "before", SandboxState.NOTREADY, {"ended", "runs"}),
+    (REMOVAL_OF_MANY, "remove_files", "before", SandboxState.NOTREADY, {"ended", "runs"}),
     (BUNDLE, "remove", "before", SandboxState.NOTREADY, {"ended", "runs"}),
-    (CONTAINER, "remove_files", "after", SandboxState.NOTREADY, {"ended", "runs"}),
+    (REMOVAL_OF_MANY, "remove_files", "after", SandboxState.NOTREADY, {"ended", "runs"}),
     (DRAFT, "delete", "before", SandboxState.NOTREADY, {"ended", "runs"}),
     (DRAFT, "delete", "after", SandboxState.NOTREADY, {"ended", "runs"}),
     (SANDBOX, "remove_ended", "after", SandboxState.NOTREADY, set()),

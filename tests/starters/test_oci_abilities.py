@@ -257,7 +257,7 @@ def test_a_frozen_one_is_released(counting: Container) -> None:
 def test_what_is_asked_of_one_that_has_just_ended(shared: Engine) -> None:
     """Nobody has written down yet that it has: the caller's limits are not to blame, nor is runc; crun does it all."""
     container = shared.create_container(config(f"c{time.monotonic_ns()}", "sleep 1000"), "runc")
-    status, starter = container.start(), container._starter
+    status, starter = container.start(), container.life.starter
     assert status.identity is not None
     assert isinstance(starter, OciStarter)
     os.kill(status.pid, signal.SIGKILL)

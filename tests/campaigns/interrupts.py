@@ -358,7 +358,7 @@ def main() -> int:
     parser.add_argument("--life", choices=list(LIVES), default="store")
     parser.add_argument("--kind", choices=list(KINDS), default="interrupt")
     parser.add_argument("--every", type=int, default=1, help="try each so many-th place (default: 1)")
-    parser.add_argument("--within", default="", help="only places within calls of this function, as Container._create")
+    parser.add_argument("--within", default="", help="only places within calls of this function, as Container.start")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--control", choices=list(CONTROLS), default="", help="break the store on purpose")
     parser.add_argument("--part", default="", help="N/M: only that part of the trials, and a result as JSON")

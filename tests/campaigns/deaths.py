@@ -35,7 +35,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from limpet.engine import Engine
 from limpet.engine.lifecycle.container import Container
-from limpet.engine.starters.process import ProcessStarter
 from limpet.schema.errors import AlreadyExistsError, LimpetError
 from limpet.schema.status import ContainerState, Reason
 from limpet.testing import open_descriptors
@@ -350,13 +349,15 @@ def _prepare(share: float, is_credulous: bool) -> None:
     )
     client = import_module("limpet.engine.starters.process.client")
     setattr(client, "_PROGRAM", program)  # noqa: B010
-    starter: Any = import_module("limpet.engine.starters.process.starter")
+    starts: Any = import_module("limpet.engine.starters.process.starts")
+    ends: Any = import_module("limpet.engine.starters.process.ends")
     if is_credulous:
-        starter._Held.is_left_at_gate = False
-        starter.is_of_program = lambda _: True
+        starts.Held.is_left_at_gate = False
+        ends.is_of_program = lambda _: True
     for owner, names in (
-        (ProcessStarter, ("prepare", "go", "_settle_start", "_witness", "read_exit", "_ask_about")),
-        (starter, ("_settle_without_keeper", "_has_executed", "_has_gone_on")),
+        (starts.Starts, ("prepare", "go", "_settle")),
+        (ends.Ends, ("witness", "read", "ask_about")),
+        (starts, ("_settle_without_keeper", "_has_executed", "_has_gone_on")),
     ):
         for name in names:
             slow_down(owner, name, share)

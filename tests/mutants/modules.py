@@ -246,7 +246,7 @@ GROUPS = {
     ),
     "facts": Group(("engine/starters/process/facts.py",), 2, ("tests/starters/test_facts.py",)),
     "client": Group(
-        tuple(f"engine/starters/process/{name}.py" for name in ("client", "starter")),
+        tuple(f"engine/starters/process/{name}.py" for name in ("client", "ends", "starter", "starts")),
         16,
         (
             "tests/starters/test_keeper_anew.py",

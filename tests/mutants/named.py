@@ -38,7 +38,7 @@ NAMED = {
         (_CONTAINERS,),
     ),
     "an observed end time that is ignored, by the starter": Named(
-        "engine/starters/process/starter.py",
+        "engine/starters/process/ends.py",
         'finished_at = end.get("time", 0)',
         "finished_at = 0",
         (_CONTAINERS,),

@@ -12,7 +12,7 @@ import pytest
 
 from limpet import Engine, errors
 from limpet.engine.starters.contract import Prepared
-from limpet.engine.starters.process import ProcessStarter, client, starter
+from limpet.engine.starters.process import ProcessStarter, client, ends, starts
 from limpet.engine.starters.process.keeper.journal import Journal
 from limpet.engine.starters.process.keeper.messages import Message
 from limpet.recovery.host import identify, open_pidfd, read_boot_id, read_pid_namespace
@@ -102,7 +102,7 @@ def test_a_keeper_that_hangs_amid_go_leaves_no_doubt(
 ) -> None:
     """The gate never opened: that is told within the time limit, and it does not open once the keeper goes on."""
     monkeypatch.setattr(client, "ANSWER_TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(starter, "_END_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(starts, "_END_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(client, "_let_go_on", lambda _: None)  # it hangs, whatever it is sent
     pids: list[int] = []
 
@@ -138,7 +138,7 @@ def test_a_report_is_read_whatever_the_number_of_its_descriptor() -> None:
     try:
         os.write(write, b"why")
         os.close(write)
-        assert starter._read_report(report) == b"why"
+        assert starts._read_report(report) == b"why"
     finally:
         os.close(read)
         os.close(report)
@@ -182,7 +182,7 @@ def test_what_is_still_at_its_gate_is_not_said_to_run(
     engine_process: Start, state_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine was killed amid the start, and the gate cannot end yet, as it is frozen: Unknown, until it has."""
-    monkeypatch.setattr(starter, "_SETTLED_SECONDS", 0.1)
+    monkeypatch.setattr(ends, "_SETTLED_SECONDS", 0.1)
     cgroup = FREEZER / f"limpet-test-{os.getpid()}"
     cgroup.mkdir()
     process = engine_process(f"""

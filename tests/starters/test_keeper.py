@@ -31,7 +31,7 @@ from limpet.engine.starters.process.client import ANSWER_TIMEOUT_SECONDS, Connec
 from limpet.engine.starters.process.keeper.gate import EXECUTES
 from limpet.engine.starters.process.keeper.kernel import read_stat_of
 from limpet.engine.starters.process.keeper.messages import Message
-from limpet.engine.starters.process.starter import _Held
+from limpet.engine.starters.process.starts import Held
 from limpet.recovery import Process, host
 from limpet.recovery.host import read_stat, wait_for_end
 from limpet.schema import ContainerState, Reason
@@ -256,7 +256,7 @@ def leave_by_all(state_dir: str, prepared: Prepared) -> None:
 def leave_untold(prepared: Prepared) -> None:
     """Have its keeper not be told that it is to go."""
     held = prepared.own
-    assert isinstance(held, _Held)
+    assert isinstance(held, Held)
     held.connection.tell = lambda *_: None  # type: ignore[method-assign]
 
 
@@ -275,7 +275,7 @@ def test_a_start_that_all_keepers_leave_is_told_by_its_process(
 
     def go(self: ProcessStarter, prepared: Prepared) -> None:
         held = prepared.own
-        assert isinstance(held, _Held)
+        assert isinstance(held, Held)
         if is_open:
             held.connection.tell({"op": "go", "id": held.container_id})
             assert wait_for_end(prepared.pidfd, 20)
@@ -308,7 +308,7 @@ def test_what_may_have_been_a_gate_gives_no_code(
 
     def go(self: ProcessStarter, prepared: Prepared) -> None:
         held = prepared.own
-        assert isinstance(held, _Held)
+        assert isinstance(held, Held)
         if program == "exit 7":
             held.connection.tell({"op": "go", "id": held.container_id})
             assert wait_for_end(prepared.pidfd, 20)
@@ -333,13 +333,13 @@ def test_a_start_that_fails_otherwise_gives_no_code_of_its_gate(
 ) -> None:
     """What became of it is not known then; all keepers are killed, and its process was killed at its gate."""
 
-    def fail(held: _Held, prepared: Prepared) -> bool:
+    def fail(held: Held, prepared: Prepared) -> bool:
         blind_keepers(state_dir)
         signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
         leave_by_all(state_dir, prepared)
         raise MemoryError
 
-    monkeypatch.setattr("limpet.engine.starters.process.starter._has_executed", fail)
+    monkeypatch.setattr("limpet.engine.starters.process.starts._has_executed", fail)
     go = ProcessStarter.go
 
     def go_untold(self: ProcessStarter, prepared: Prepared) -> None:
@@ -373,12 +373,12 @@ def test_a_start_is_told_though_all_keepers_are_killed_as_it_is_given_up(
 
     def hang(self: ProcessStarter, prepared: Prepared) -> None:
         starts.append(prepared)
-        monkeypatch.setattr("limpet.engine.starters.process.starter._has_executed", time_out)
+        monkeypatch.setattr("limpet.engine.starters.process.starts._has_executed", time_out)
         monkeypatch.setattr(KeeperClient, "ask", kill_all_after_signal)
         leave_untold(prepared)
         go(self, prepared)
 
-    def time_out(held: _Held, prepared: Prepared) -> bool:
+    def time_out(held: Held, prepared: Prepared) -> bool:
         raise errors.KeeperError("nothing has happened")
 
     monkeypatch.setattr(ProcessStarter, "go", hang)

@@ -5,58 +5,41 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import msgspec
 
 from limpet.engine.starters.contract import Exit, Launch, Prepared
-from limpet.engine.starters.environment import require_names, require_secrets
-from limpet.engine.starters.log_directory import open_log_directory
-from limpet.engine.starters.orphans import reap_when_over, takes_orphans
+from limpet.engine.starters.environment import require_names
 from limpet.engine.starters.pidfds import adopt_process
 from limpet.engine.starters.process.cgroups.freezer import Freezer
-from limpet.engine.starters.process.cgroups.limits import apply_limits, remove_limits, was_out_of_memory
+from limpet.engine.starters.process.cgroups.limits import remove_limits
 from limpet.engine.starters.process.cgroups.parents import Notes
 from limpet.engine.starters.process.client import (
     ANSWER_TIMEOUT_SECONDS,
-    Connection,
     KeeperClient,
-    KeeperGoneError,
-    is_about,
     is_copying,
     is_vouched_for,
-    portions,
 )
-from limpet.engine.starters.process.handed_on import read_handed_on
-from limpet.engine.starters.process.keeper.gate import EXECUTES, is_of_program
-from limpet.engine.starters.process.keeper.kernel import read_stat, read_stat_of
+from limpet.engine.starters.process.ends import Ends
 from limpet.engine.starters.process.keeper.messages import Message
-from limpet.engine.starters.process.keeper.root import open_view, read_view
-from limpet.engine.starters.process.plan import make_plan, write_plan
 from limpet.engine.starters.process.root_files import make_room, write_root_files
-from limpet.engine.starters.process.spec import make_spec, read_spec
+from limpet.engine.starters.process.spec import make_spec
+from limpet.engine.starters.process.starts import Starts
 from limpet.engine.starters.process.unapplied import find_abilities, find_unapplied
-from limpet.engine.state.descriptors import close_all, system_errors_told
-from limpet.engine.state.durable import open_made
+from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.state.names import KEEPER
 from limpet.recovery.evidence import Process
 from limpet.recovery.host import (
     Compare,
     compare,
     has_ended,
-    identify,
     open_pidfd,
-    read_wait_status,
-    to_exit_code,
-    wait_for_end,
-    wait_readable,
 )
 from limpet.recovery.probe import HostProbe, Witnessed
-from limpet.schema.errors import InvalidStateError, KeeperError, StartError, UnsupportedError, quote_path
-from limpet.schema.file_name import file_name
+from limpet.schema.errors import InvalidStateError, KeeperError, UnsupportedError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.layout import ROOTFS, WORKING
-from limpet.schema.runtime_spec import Spec, User
+from limpet.schema.runtime_spec import User
 from limpet.schema.telling import get_log
 
 _log = get_log("limpet.starter")
@@ -68,32 +51,6 @@ _LOOK_AGAIN_SECONDS = 0.005
 _REOPEN_SECONDS = 5.0
 _LOG_BYTES, _LOG_FILES = 10 << 20, 5
 """When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
-
-
-@dataclass(frozen=True)
-class _Held:
-    """The process at the gate is held for as long as this connection is open."""
-
-    container_id: str
-    connection: Connection
-    report: int = -1
-    """A descriptor of the pipe that is closed when its program is executed, and by its end; -1 if there is none."""
-    plan: int = -1
-    """Its plan, whose offset tells how far the gate has come."""
-
-    def close(self) -> None:
-        """Close the gate."""
-        self.connection.close()
-        self.give_up()
-
-    def give_up(self) -> None:
-        """Give up waiting for its program to be executed."""
-        close_all(each for each in (self.report, self.plan) if each >= 0)
-
-    @property
-    def is_left_at_gate(self) -> bool:
-        """Say whether it is certain that no program is executed, if its process is gone. Raises OSError."""
-        return self.connection.tells_offset and os.lseek(self.plan, 0, os.SEEK_CUR) < EXECUTES
 
 
 class ProcessStarter:
@@ -120,19 +77,20 @@ class ProcessStarter:
         self._inherited = require_names(inherit_env)
         self._interpreter = interpreter
         self._compare = compare
-        self._keeper = KeeperClient("")
-        self._cgroups = Notes("")
         self._scope = ""
         """What tells this state directory from others on this host, also when it is renamed."""
-        self._doubtful: set[str] = set()
-        """Containers of which it is not known whether their programs were executed: what the kernel tells of an end may
-        be their gates'."""
+        self._use("")
         self._bare: set[str] = set()
         """Containers started here, of which there is nothing but processes: no log, no cgroup."""
         self._spent: set[str] = set()
         """Of these the keeper has told that no process is left, either."""
-        self._inherited_ends: dict[str, tuple[int, int]] = {}
-        """Pidfds and pids of what has ended without a keeper, where this process takes orphans."""
+
+    def _use(self, directory: str) -> None:
+        """Be at work with the keeper that has this directory."""
+        self._keeper = KeeperClient(directory, self._interpreter)
+        self._cgroups = Notes(directory)
+        self._ends = Ends(self._keeper, self._cgroups)
+        self._starts = Starts(self._keeper, self._cgroups, self._ends, self._environment, self._inherited)
 
     def open(self, state_dir: str) -> None:
         """Look for the keeper that serves this state directory; one is begun when it is needed.
@@ -141,8 +99,7 @@ class ProcessStarter:
         it cannot begin, the containers that did not end before are Unknown. Beside one of another pid namespace the
         evidence alone decides, and nothing can be started.
         """
-        self._keeper = KeeperClient(os.path.join(state_dir, KEEPER), self._interpreter)
-        self._cgroups = Notes(os.path.join(state_dir, KEEPER))
+        self._use(os.path.join(state_dir, KEEPER))
         found = os.stat(state_dir)
         self._scope = f"{found.st_dev:x}-{found.st_ino:x}"
         try:
@@ -154,8 +111,7 @@ class ProcessStarter:
     def close(self) -> None:
         """Leave the keeper; what is held at a gate ends."""
         self._keeper.close()
-        while self._inherited_ends:
-            close_all((self._inherited_ends.popitem()[1][0],))
+        self._ends.close()
 
     def make_config(self, launch: Launch) -> bytes:
         """Return config.json: command line, environment, user, mounts and root; fill in what the bundle wants of it.
@@ -186,74 +142,17 @@ class ProcessStarter:
         Raises StartError, StateDirectoryError if the bundle's config.json is damaged.
         """
         self._spent.discard(launch.id)
-        self._doubtful.discard(launch.id)
         if launch.resources is None and not launch.log_path:
             self._bare.add(launch.id)
-        spec = read_spec(launch.bundle_path)
-        try:
-            held, pid, pidfd = self._fork_gate(launch, spec)
-        except (KeeperError, UnsupportedError) as error:
-            raise StartError(str(error)) from error
-        except OSError as error:
-            name = quote_path(error.filename or "its process")
-            raise StartError(f"{name}: {error.strerror}") from error
-        try:
-            requested = launch.resources
-            return Prepared(
-                identity=identify(pid, pidfd),
-                pidfd=pidfd,
-                resources=None
-                if requested is None
-                else apply_limits(launch.id, pid, requested, self._keeper.keeper_pid, self._cgroups.note),
-                own=held,
-            )
-        except BaseException as error:
-            held.close()
-            close_all((pidfd,))
-            if isinstance(error, OSError):
-                raise StartError(f"its process cannot be identified: {error}") from error
-            raise
+        return self._starts.prepare(launch)
 
     def go(self, prepared: Prepared) -> None:
         """Open the gate; returns once the program is executed. Raises StartError with the reason if it is not."""
-        held = prepared.own
-        assert isinstance(held, _Held)
-        request: Message = {"op": "go", "id": held.container_id}
-        self._doubtful.add(held.container_id)
-        try:
-            held.connection.tell(request)
-            if _has_executed(held, prepared):
-                held.connection.forgo_answer()
-                answer: Message = {"executed": True}
-            else:
-                answer, _ = held.connection.wait_for_answer(request)
-        except KeeperError as error:
-            held.connection.close()
-            answer = self._settle_start(held, prepared, str(error))
-        except BaseException:
-            held.connection.close()
-            raise
-        else:
-            self._keeper.give_back(held.connection)
-        finally:
-            held.give_up()
-        if answer["executed"] is not None:
-            self._doubtful.discard(held.container_id)
-        if answer["executed"] is False:
-            close_all((prepared.pidfd,))
-            raise StartError(self._explain(held.container_id, answer))
+        self._starts.go(prepared)
 
     def abort(self, prepared: Prepared) -> None:
         """Close the gate, and wait until the process is gone."""
-        held = prepared.own
-        assert isinstance(held, _Held)
-        held.close()
-        try:
-            if not wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS):
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
-        finally:
-            close_all((prepared.pidfd,))
+        self._starts.abort(prepared)
 
     def adopt(self, container_id: str, identity: ProcessIdentity) -> int:
         """Return a pidfd of the process with this identity.
@@ -265,7 +164,7 @@ class ProcessStarter:
     def _why_not(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> str:
         """Return why the process behind a pidfd cannot be shown to be the container's; empty if it can."""
         found, detail = self._compare(identity, pidfd)
-        if found is Process.UNPROVEN and is_vouched_for(self._ask_about(container_id, identity)):
+        if found is Process.UNPROVEN and is_vouched_for(self._ends.ask_about(container_id, identity)):
             return ""
         return "" if found is Process.ALIVE else detail or "it is another"
 
@@ -338,70 +237,20 @@ class ProcessStarter:
 
     def read_exit(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
         """Return how the process ended, as the keeper has seen it; without one, as the kernel tells, or its journal."""
-        answer = self._ask_about(container_id, identity)
-        if answer is None or not is_vouched_for(answer):
-            self._hold_inherited(container_id, identity.pid, pidfd)
-        if answer is None:
-            found = self._read_exit_alone(container_id, identity, pidfd)
-            if found is None or found.code is not None:
-                return found
-            with suppress(KeeperError, UnsupportedError):
-                answer = self._ask_about(container_id, identity, begin=self._keeper.has_left_ends)
-            if answer is None:
-                return found
-        return self._read_exit(container_id, answer, identity, pidfd)
-
-    def _hold_inherited(self, container_id: str, pid: int, pidfd: int) -> None:
-        """Hold a process that comes to us, if it does, until its end is written down: nobody else will reap it."""
-        if pidfd >= 0 and container_id not in self._inherited_ends and takes_orphans():
-            with suppress(OSError):
-                self._inherited_ends[container_id] = os.dup(pidfd), pid
-
-    def _read_exit(self, container_id: str, answer: Message, identity: ProcessIdentity, pidfd: int) -> Exit | None:
-        if "end" not in answer:
-            return None
-        found = self._to_exit(container_id, answer)
-        if found.is_all and container_id in self._bare:
-            self._spent.add(container_id)
-        if found.code is None and not found.never_ran and pidfd >= 0:  # the keeper came too late; our pidfd may tell
-            return Exit(self._read_code(container_id, identity, pidfd))
-        return found
-
-    def _read_exit_alone(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> Exit | None:
-        """Return how a process ended that no keeper knows; None while its parent may still reap it."""
-        if pidfd < 0:
-            return Exit(None)
-        code = self._read_code(container_id, identity, pidfd)
-        if code is not None:
-            return Exit(code)
-        is_reaped = read_stat_of(identity.pid, pidfd) is None
-        return Exit(None) if is_reaped else None
-
-    def _read_code(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> int | None:
-        """Return the exit code that the kernel tells, None if it tells none, or may tell that of a gate."""
-        status = read_wait_status(identity.pid, pidfd)
-        if status is None or (container_id in self._doubtful and not is_of_program(status)):
-            return None
-        return to_exit_code(status)
+        return self._note_spent(container_id, self._ends.read(container_id, identity, pidfd))
 
     def read_exits(self, ended: Mapping[str, tuple[ProcessIdentity, int]]) -> dict[str, Exit | None]:
         """Do what `read_exit` does for many, each with its pidfd; what the keeper has not seen itself is left out."""
-        answers = self._keeper.ask_for_many({"op": "end"}, [{"id": key} for key in ended])
-        return {
-            key: self._read_exit(key, answer, identity, pidfd)
-            for (key, (identity, pidfd)), answer in zip(ended.items(), answers, strict=False)
-            if is_about(answer, identity) and is_vouched_for(answer)
-        }
+        return {key: self._note_spent(key, found) for key, found in self._ends.read_many(ended).items()}
+
+    def _note_spent(self, container_id: str, found: Exit | None) -> Exit | None:
+        if found is not None and found.is_all and container_id in self._bare:
+            self._spent.add(container_id)
+        return found
 
     def forget_exits(self, container_ids: Sequence[str]) -> None:
         """Let the keeper reap them; those that have come to this process are reaped here."""
-        for key in container_ids:
-            pidfd, pid = self._inherited_ends.pop(key, (-1, 0))
-            if pidfd >= 0:
-                reap_when_over(pidfd, pid)  # its keeper may be about to end still
-                close_all((pidfd,))
-        for ids in portions(container_ids):
-            self._keeper.tell({"op": "ack", "ids": ids})
+        self._ends.forget(container_ids)
 
     def release_many(self, container_ids: Sequence[str]) -> set[str]:
         """Do what `release` does for many; return those of which nothing is left now."""
@@ -444,8 +293,9 @@ class ProcessStarter:
     def _is_spent(self, container_id: str) -> bool:
         """Say whether it is known that there is nothing to release; whoever asks again has it looked at."""
         is_spent = container_id in self._spent
-        for known in (self._spent, self._bare, self._doubtful):
+        for known in (self._spent, self._bare):
             known.discard(container_id)
+        self._ends.settle(container_id)
         return is_spent
 
     def _remove_cgroups(self, container_id: str, freezer: Freezer) -> None:
@@ -478,140 +328,8 @@ class ProcessStarter:
         return HostProbe(containers_dir, witness=self._witness, compare=self._compare)
 
     def _witness(self, container_id: str, identity: ProcessIdentity | None) -> Witnessed | None:
-        """Say what the keeper knows of a container's process. Raises KeeperError, UnsupportedError.
-
-        Not without a keeper where one has left a journal, however often it is killed: to whoever looks at the process
-        alone, what is at its gate, or has ended there, is the container.
-        """
-        begin = self._keeper.has_left_ends
-        if identity is None:
-            answer = self._keeper.ask({"op": "end", "id": container_id}, begin=begin)
-            # One that is held at its gate runs no program, and ends with the step that holds it.
-            is_alive = answer is not None and bool(answer.get("running") and answer["executed"])
-            return Witnessed(Process.ALIVE) if is_alive else None
-        answer = self._ask_until_known(container_id, identity, begin=begin)
-        if answer is None or ("end" not in answer and not is_vouched_for(answer)):
-            return None
-        if "end" not in answer:
-            return self._witness_alive(container_id, identity, answer)
-        found = self._to_exit(container_id, answer)
-        if found.never_ran:
-            return Witnessed(Process.NEVER_RAN, finished_at=found.finished_at, detail=found.never_ran)
-        if found.code is None:
-            return Witnessed(Process.GONE)
-        return Witnessed(Process.ENDED, found.code, found.finished_at, found.is_out_of_memory)
-
-    def _witness_alive(self, container_id: str, identity: ProcessIdentity, answer: Message) -> Witnessed:
-        if answer.get("executed") is None:
-            # Its engine was killed before it knew: the keeper ends it, or knows soon.
-            return Witnessed(Process.UNPROVEN, detail="whether its program was executed is not known yet")
-        return Witnessed(Process.PAUSED if self.is_frozen(container_id, identity) else Process.ALIVE)
-
-    def _fork_gate(self, launch: Launch, spec: Spec) -> tuple[_Held, int, int]:
-        """Return what holds the gate, the pid and a pidfd. Raises KeeperError, OSError."""
-        secrets = require_secrets(launch.secret_env)
-        opened = [plan := write_plan(make_plan(spec, self._environment, self._inherited, secrets, read_handed_on()))]
-        try:
-            request: Message = {"op": "prepare", "id": launch.id, "report": True}
-            if launch.log_path:
-                directory = os.path.dirname(launch.log_path)
-                descriptor, name = open_log_directory(launch.log_directory or directory, launch.log_path)
-                opened.append(descriptor)
-                _make_log(descriptor, name)
-                request["owner"] = spec.process.user.uid or 0
-                request["log"] = {
-                    "directory": directory,
-                    "name": name,
-                    "max_bytes": _LOG_BYTES,
-                    "max_files": _LOG_FILES,
-                    "pipes": file_name(launch.id),
-                }
-                state_dir = os.path.dirname(os.path.dirname(launch.bundle_path))
-                if f"{directory}/".startswith(f"{state_dir}/"):
-                    request["log"]["within"] = directory[len(state_dir) + 1 :]
-            own = [*opened]
-            for last in (False, False, True):
-                connection = self._keeper.take(begin=True)
-                assert connection is not None
-                try:
-                    view = _open_view(connection)
-                    opened += view
-                    answer, given = connection.ask(request | {"view": bool(view)}, [*own, *view])
-                    if not given:
-                        raise KeeperGoneError("the keeper has answered something else than a process")
-                except BaseException as error:
-                    connection.close()
-                    self._keeper.forget_connections()
-                    if isinstance(error, KeeperGoneError) and not last:
-                        continue  # what it held for us has ended with the connection
-                    raise
-                pidfd, *report = given  # a keeper of an older version gives no report
-                opened.remove(plan)
-                return _Held(launch.id, connection, report[0] if report else -1, plan), answer["pid"], pidfd
-            raise AssertionError
-        finally:
-            close_all(opened)  # none of them was written to; an error here would lose the process
-
-    def _settle_start(self, held: _Held, prepared: Prepared, problem: str) -> Message:
-        """Return what became of a start whose keeper died or did not answer; if it still hangs, it is ended."""
-        container_id = held.container_id
-        why: Message = {}
-        answer = None
-        with suppress(KeeperError):  # it hangs, or dies in its turn: then the process tells, as where there is none
-            answer = self._ask_about(container_id, prepared.identity)
-            if answer is not None and is_vouched_for(answer) and answer.get("executed") is None:
-                why = {"why": f"it did not come through its gate: {problem}"}
-                self._keeper.ask({"op": "signal", "id": container_id, "number": signal.SIGKILL})
-                wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
-                answer = self._ask_about(container_id, prepared.identity)
-        if answer is not None and is_vouched_for(answer) and answer.get("executed") is not None:
-            return why | answer
-        executed = _settle_without_keeper(held, prepared)
-        if executed is False:
-            reap_when_over(prepared.pidfd)
-        return {"executed": executed, "why": f"its keeper was killed or hangs: {problem}"} | why
-
-    def _ask_until_known(self, container_id: str, identity: ProcessIdentity, *, begin: bool) -> Message | None:
-        """Do the same, and give one whose engine was killed amid its start a moment to execute its program, or end."""
-        end = time.monotonic() + _SETTLED_SECONDS
-        while (answer := self._ask_about(container_id, identity, begin=begin)) is not None and time.monotonic() < end:
-            if "end" in answer or answer.get("executed") is not None:
-                break
-            time.sleep(_LOOK_AGAIN_SECONDS)
-        return answer
-
-    def _ask_about(self, container_id: str, identity: ProcessIdentity, *, begin: bool = False) -> Message | None:
-        """Return what the keeper knows of the very process; None if it knows nothing of it, or there is none."""
-        answer = self._keeper.ask({"op": "end", "id": container_id}, begin=begin)
-        return answer if answer is not None and is_about(answer, identity) else None
-
-    def _explain(self, container_id: str, answer: Message) -> str:
-        """Say why a program was not executed."""
-        end = answer.get("end") or {}
-        if answer.get("why"):
-            return str(answer["why"])
-        if self._was_out_of_memory(container_id, end):
-            return "its memory limit leaves no room to execute its program; raise memory_limit_in_bytes"
-        if end.get("signal"):
-            return f"it was ended by {_name_signal(end['code'])} before its program was executed"
-        return "its program was never executed"
-
-    def _to_exit(self, container_id: str, record: Message) -> Exit:
-        end = record["end"]
-        finished_at = end.get("time", 0)
-        if record.get("executed") is None:  # "never ran" is not said of what may have run
-            return Exit(None, finished_at)
-        if not record["executed"]:
-            return Exit(None, finished_at, never_ran=self._explain(container_id, record))
-        if end.get("unseen"):
-            return Exit(None)
-        code = 128 + end["code"] if end["signal"] else end["code"]
-        is_out_of_memory = self._was_out_of_memory(container_id, end)
-        return Exit(code, finished_at, is_out_of_memory=is_out_of_memory, is_all=bool(record.get("empty")))
-
-    def _was_out_of_memory(self, container_id: str, end: Message) -> bool:
-        is_killed = end.get("signal") and end["code"] == signal.SIGKILL
-        return bool(is_killed) and was_out_of_memory(container_id, self._keeper.keeper_pid, self._cgroups.noted)
+        """Say what the keeper knows of a container's process. Raises KeeperError, UnsupportedError."""
+        return self._ends.witness(container_id, identity, self.is_frozen)
 
     def _list_containers(self) -> "list[Message]":
         """Return what the keeper knows of each container; nothing if there is no keeper. Raises KeeperError."""
@@ -637,11 +355,6 @@ class ProcessStarter:
             raise UnsupportedError(f"signal {number}: {error.strerror}; run as the container's user") from error
 
 
-def _open_view(connection: Connection) -> list[int]:
-    """Return descriptors of what this thread sees of files, nothing if its keeper sees the same. Raises OSError."""
-    return open_view() if connection.view and connection.view != read_view() else []
-
-
 def _holds_up(answer: Message) -> bool:
     """Say whether a release has to wait for something, or whether the keeper could not look at it."""
     return bool("error" in answer or answer.get("left") or answer.get("copying"))
@@ -659,74 +372,11 @@ def make_starter(inherit_env: Iterable[str] = ()) -> ProcessStarter:
     return ProcessStarter(inherit_env=inherit_env)
 
 
-def _has_executed(held: _Held, prepared: Prepared) -> bool:
-    """Wait until the program is executed, and say so; False if it is not, or if the keeper has to be asked.
-
-    The pipe's end alone says nothing: a gate that is killed closes it, too. What was written to it is the keeper's.
-    Raises KeeperError if nothing happens in time.
-    """
-    if held.report < 0 or not held.connection.wait_for_either(held.report):
-        return False
-    try:
-        stat = read_stat(prepared.identity.pid)
-    except OSError:
-        return False
-    return stat is not None and stat.start_ticks == prepared.identity.start_ticks and stat.has_executed
-
-
-def _settle_without_keeper(held: _Held, prepared: Prepared) -> bool | None:
-    """Say whether a process that no keeper is the parent of has executed its program; if it has not, it is ended.
-
-    The gate closed with the last keeper, so the process goes on or ends, or was killed by a keeper that took over and
-    is gone, too; and anybody may reap it. Its report tells then, or how far it came. None if it may have, and nobody
-    knows: "never ran" is not said of what may have run, nor a code that may be its gate's. Raises OSError.
-    """
-    told = _read_report(held.report)
-    if told:
-        return False
-    if told is None and _has_gone_on(prepared) is False:
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(prepared.pidfd, signal.SIGKILL)
-        wait_for_end(prepared.pidfd, _END_TIMEOUT_SECONDS)
-    has_gone_on = _has_gone_on(prepared)
-    return False if has_gone_on is None and held.is_left_at_gate else has_gone_on
-
-
-def _has_gone_on(prepared: Prepared) -> bool | None:
-    """Say whether a process has executed its program; None once it is gone."""
-    stat = read_stat_of(prepared.identity.pid, prepared.pidfd)
-    return None if stat is None else stat.has_executed
-
-
-def _read_report(report: int) -> bytes | None:
-    """Return what the gate has reported; None if it has neither executed its program nor ended in time, or has none."""
-    told = b""
-    end = time.monotonic() + _END_TIMEOUT_SECONDS
-    while report >= 0 and wait_readable(report, max(0, end - time.monotonic())):
-        chunk = os.read(report, 4096)
-        if not chunk:
-            return told
-        told += chunk
-    return None
-
-
-def _make_log(directory: int, name: str) -> None:
-    """Make the log's file where there is none. Raises OSError for what output cannot go to: a link, a pipe."""
-    os.close(open_made(name, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory))
-
-
 def _give_working_directory(path: str, user: User) -> None:
     """Let the program's user own its default working directory."""
     if user.uid is not None:
         with suppress(FileNotFoundError):  # a launch without a bundle
             os.chown(path, user.uid, -1 if user.gid is None else user.gid, follow_symlinks=False)
-
-
-def _name_signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _send_to_group(pidfd: int, number: int) -> None:

@@ -14,7 +14,7 @@ from limpet.engine import Engine
 from limpet.engine.cli import limpet as group
 from tests.cli.conftest import Limpet
 from tests.conftest import wait_until
-from tests.starters.test_keeper import find_keepers
+from tests.starters.keepers import find_keepers
 
 LINES = (
     "2026-01-31T12:00:01.000000000Z stdout F one\n"

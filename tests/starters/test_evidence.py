@@ -19,7 +19,7 @@ from limpet.recovery.host import identify, open_pidfd, read_boot_id, read_pid_na
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, wait_until
 from tests.starters.host import make
-from tests.starters.test_keeper import find_keepers
+from tests.starters.keepers import find_keepers
 from tests.stops import stop_by_signal
 
 Start = Callable[[str], EngineProcess]

@@ -18,7 +18,7 @@ from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.starters.process.client import KeeperClient
 from tests.conftest import wait_until
 from tests.starters.host import list_children, make
-from tests.starters.test_keeper import kill
+from tests.starters.keepers import kill
 from tests.starters.test_spare import _IMPATIENT
 
 ANCHOR, KEEPER = "limpet-anchor", "limpet-keeper"

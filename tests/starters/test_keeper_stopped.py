@@ -3,11 +3,12 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from limpet.engine import Engine
+from limpet import Engine
 from limpet.engine.starters.contract import Prepared
 from limpet.engine.starters.process import ProcessStarter
 from limpet.engine.starters.process.keeper.kernel import read_children
@@ -16,9 +17,9 @@ from limpet.schema import ContainerState, Reason
 from tests.campaigns.refused_life import IMPATIENT_KEEPER
 from tests.conftest import is_running, wait_until
 from tests.starters.host import make
-from tests.starters.test_keeper import find_keepers, leave_one
+from tests.starters.keepers import KEEPER, find_keepers, kill, leave_one
 from tests.starters.test_spare import wait_for_spare
-from tests.stops import read_state, stop_by_signal
+from tests.stops import has_taken_stop, read_state, stop_by_signal
 
 CLIENT = "limpet.engine.starters.process.client"
 STOPS = """
@@ -239,3 +240,105 @@ def test_a_program_that_runs_and_ends_while_the_keeper_looks_has_run(
     container.start()
     status = container.wait(20)
     assert (status.state, status.exit_code, status.reason) == (ContainerState.EXITED, 4, Reason.ERROR)
+
+
+def test_a_keeper_that_was_stopped_goes_on_once_it_is_needed(engine: Engine, state_dir: str) -> None:
+    """A container of root's can send SIGSTOP to its parent: it is stopped in its time, and others are started."""
+    container = make(engine, "one", "sh", "-c", "kill -STOP $PPID; exec sleep 1000")
+    container.start()
+    comm = Path(f"/proc/{container.status.pid}/comm")
+    wait_until(lambda: comm.read_text() == "sleep\n", "the signal to be sent")
+    wait_until(lambda: has_taken_stop(find_keepers(state_dir)["limpet-keeper"]), "it to stop")
+    assert container.stop(5).exit_code == 128 + signal.SIGTERM
+    assert make(engine, "two", "sh", "-c", "exit 4").start().state is not ContainerState.UNKNOWN
+    assert engine.get("two").wait(20).exit_code == 4
+
+
+def test_a_release_asks_nobody_where_all_is_known_to_be_gone(engine: Engine, state_dir: str) -> None:
+    """The end tells that nothing is left; where there is more than processes, such as a log, the keeper is asked."""
+    make(engine, "plain", "true").start()
+    make(engine, "logged", "echo", "said", log_path="out.log").start()
+    for key in ("plain", "logged"):
+        engine.get(key).wait(20)
+    keepers = find_keepers(state_dir)
+    keeper = keepers["limpet-keeper"]
+    stop_by_signal(keepers["limpet-anchor"], keeper)  # the anchor, too, or it would have the keeper go on
+    engine.get("plain").remove()
+    assert read_state(keeper) == "T"  # it would have been sent SIGCONT
+    engine.get("logged").release()
+    assert read_state(keeper) != "T"
+    assert [each.text for each in engine.get("logged").read_log()] == [b"said\n"]
+
+
+@pytest.mark.parametrize(
+    "names", [("limpet-copier",), ("limpet-keeper",), ("limpet-spare",), ("limpet-anchor", "limpet-keeper")]
+)
+def test_whichever_of_the_keepers_processes_is_stopped_the_next_life_is_whole(
+    engine: Engine, state_dir: str, names: tuple[str, ...]
+) -> None:
+    """A container of root's, or a person, can stop each; right after it starts, ends and output are as ever."""
+    first = make(engine, "one", "sleep", "1000")
+    first.start()
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+
+    def find() -> dict[str, int]:
+        found = find_keepers(state_dir)
+        for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+            with suppress(OSError):  # it was reaped meanwhile
+                found.setdefault(Path(f"/proc/{pid}/comm").read_text().strip(), int(pid))
+        return found
+
+    wait_until(lambda: set(names) <= set(find()), "a gate that is forked ahead")
+    stop_by_signal(*(find()[name] for name in names))
+    next_one = make(engine, "two", "sh", "-c", "echo heard; exit 4", log_path="two.log")
+    begun = time.monotonic()
+    next_one.start()
+    assert next_one.wait(20).exit_code == 4
+    assert next_one.release().released
+    assert time.monotonic() - begun < 9
+    assert [entry.text for entry in next_one.read_log()] == [b"heard\n"]
+    assert first.stop(5).exit_code == 128 + signal.SIGTERM
+
+
+BEGINS_LATE = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from keeper import main
+
+become_subreaper = main.become_subreaper
+
+def become_late():
+    time.sleep(0.2)
+    become_subreaper()
+
+main.become_subreaper = become_late
+main.main()
+"""
+
+
+def test_one_that_began_late_goes_on_when_it_is_stopped(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine has connected before it was there, as on a busy machine: its peer is the process that was spawned."""
+    monkeypatch.setattr("limpet.engine.starters.process.client._PROGRAM", BEGINS_LATE)
+    make(engine, "one", "true").start()
+    engine.get("one").wait(20)
+    keeper = find_keepers(state_dir)["limpet-keeper"]
+    stop_by_signal(keeper)
+    begun = time.monotonic()
+    next_one = make(engine, "two", "sh", "-c", "exit 4")
+    next_one.start()
+    assert next_one.wait(20).exit_code == 4
+    assert time.monotonic() - begun < 9
+    assert find_keepers(state_dir)["limpet-keeper"] == keeper
+
+
+def test_an_anchor_that_was_stopped_takes_over(state_dir: str) -> None:
+    """It is stopped, and then the keeper is killed: the next engine has it go on, and knows what ended meanwhile."""
+    end = leave_one(state_dir)
+    stop_by_signal(find_keepers(state_dir)["limpet-anchor"])
+    kill(state_dir, *KEEPER)
+    end.touch()
+    with Engine.open(state_dir) as engine:
+        assert engine.get("one").wait(20).exit_code == 3
+        assert make(engine, "two", "true").start().state is not ContainerState.UNKNOWN

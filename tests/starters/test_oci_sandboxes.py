@@ -481,6 +481,65 @@ def test_the_first_process_of_a_pid_namespace_has_no_descriptor(engine: Engine) 
     sandbox.remove()
 
 
+LOOK_AT_FIRST = """
+for each in root cwd fd; do echo $each: $(ls -A /proc/1/$each/); done
+for each in environ cmdline; do echo $each: $(busybox tr -d '\\0' < /proc/1/$each); done
+echo mounts: $(busybox cut -d ' ' -f 4-6 /proc/1/mountinfo)
+echo rights: $(grep -E '^(Cap...|NoNewPrivs|Seccomp):' /proc/1/status)
+cat /proc/1/root/etc/passwd 2>&1
+(sleep 0.01 &)
+while grep -q '(sleep)' /proc/[0-9]*/stat 2>/dev/null; do :; done
+echo reaped
+busybox nsenter -t 1 -m ls / 2>&1 | grep -v Operation.not.permitted
+"""
+
+
+@pytest.fixture(params=["its own", "none", "none that this system executes"])
+def first_program(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Which program the first process of a pid namespace has for this machine."""
+    made = {"none": b"", "none that this system executes": b"?"}.get(request.param)
+    if made is not None:
+        program = tmp_path / "pin.py"
+        program.write_text(f"{Path(pin.__file__).read_text()}\n\ndef _make_code(machine):\n    return {made!r}\n")
+        monkeypatch.setattr(pin, "__file__", str(program))
+    return request.param
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_first_process_of_a_pid_namespace_leads_nowhere(engine: Engine, runtime: str, first_program: str) -> None:
+    """A container that may trace it had the host's root directory there, and any saw all that is mounted."""
+    sandbox = engine.create_sandbox(SHARED, runtime_handler=runtime)
+    for rights in (["SYS_PTRACE"], ["ALL"]):
+        context = {"namespace_options": {"pid": "POD"}, "capabilities": {"add_capabilities": rights}}
+        asked = config(rights[0], LOOK_AT_FIRST, linux={"security_context": context})
+        container = engine.create_container(asked, sandbox)
+        container.start()
+        container.wait(20)
+        has_own = first_program == "its own"
+        none, others = "0000000000000000", f"NoNewPrivs: 1 Seccomp: {2 if has_own else 0}"
+        assert read_output(container, 9)[:9] == [
+            f"root: {'' if first_program == 'none' else 'limpet-pause'}".strip(),
+            f"cwd: {'' if first_program == 'none' else 'limpet-pause'}".strip(),
+            "fd:",
+            "environ:",
+            f"cmdline: {'limpet-pause' if has_own else ''}".strip(),
+            "mounts: / / ro,nosuid,nodev,relatime",
+            f"rights: CapInh: {none} CapPrm: {none} CapEff: {none} CapBnd: {none} CapAmb: {none} {others}",
+            "cat: can't open '/proc/1/root/etc/passwd': No such file or directory",
+            "reaped",
+        ]
+        assert set(read_output(container, 9)[9:]) <= {"nsenter: can't execute 'ls': No such file or directory"}
+    sandbox.remove(force=True)
+
+
+def test_only_who_may_trace_all_can_trace_the_first_process(engine: Engine) -> None:
+    """It has no capabilities, so that any process of its user could."""
+    sandbox = engine.create_sandbox(SHARED, runtime_handler="runc")
+    said = run(engine, sandbox, "one", "ls /proc/1/root/ 2>&1", {"pid": "POD"})
+    assert said == ["ls: /proc/1/root/: Permission denied"]
+    sandbox.remove(force=True)
+
+
 def test_a_bad_hostname_makes_nothing(engine: Engine, state_dir: str) -> None:
     """What cannot be made is refused, and leaves neither row nor directory nor pin."""
     with pytest.raises(errors.InvalidInputError, match="hostname"):

@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from typing import Any
 
 from limpet.engine.starters.abilities import Holdings
@@ -147,6 +148,7 @@ class SandboxHoldings:
             "sysctls": {name: value for name, value in sysctls_of(config).items() if kind_of_sysctl(name) in kinds},
             "shm_bytes": _SHM_BYTES,
             "follows_first": _follows_first(path),
+            "mark": _mark_of(path),
         }
         outcome = _run_pin(asked, timeout, (lock,))
         if outcome.code != 0:
@@ -488,12 +490,25 @@ def _end_pids(path: str) -> None:
 
 
 def _end_unpinned(directory: str) -> None:
-    """Do the same where the namespace is pinned no more: its first process works in the directory of the pins."""
-    here = os.stat(directory)
+    """Do the same where the namespace is pinned no more: its first process has a root directory with a mark."""
+    mark = f" - tmpfs {_mark_of(directory)} "
     for pid, _, _ in list_processes():
         with suppress(ProcessLookupError, FileNotFoundError, PermissionError), open_pidfd(pid) as pidfd:
-            if read_name(pid) == _FIRST and os.path.samestat(os.stat(f"/proc/{pid}/cwd"), here):
+            if read_name(pid) == _FIRST and mark in _read_root_mount(pid):
                 _kill(pidfd)
+
+
+def _mark_of(directory: str) -> str:
+    """Return what tells the first process that belongs to a directory of pins: containers see it, and no path in it."""
+    return f"limpet-{sha256(os.fsencode(directory)).hexdigest()[:32]}"
+
+
+def _read_root_mount(pid: int) -> str:
+    """Return the line of /proc/PID/mountinfo on its root directory, "" if more is mounted in its mount namespace."""
+    with suppress(OSError), open_lines(f"/proc/{pid}/mountinfo") as file:
+        lines = [line for _, line in zip(range(2), file, strict=False)]
+        return lines[0] if len(lines) == 1 else ""
+    return ""
 
 
 def _kill(pidfd: int) -> None:

@@ -15,11 +15,13 @@ from msgspec.structs import replace
 from limpet.engine.state.durable import sync_directory, write_file
 from limpet.engine.store import Store
 from limpet.schema.cri import ContainerConfig, parse_container_config, parse_pod_sandbox_config
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import LimpetError
 from limpet.schema.image import ImageManifest, ImageName
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.status import Status
 
+_status = make_decoder(Status)
 RUNNING = Status(created_at=1795475261936558660, started_at=1795475261936558661, pid=4711)
 ENDED = replace(RUNNING, pid=0, finished_at=1795475261936558662, reason="Completed")
 BLOCK_BYTES = 512
@@ -234,6 +236,6 @@ def read_status(path: str) -> Status:
     """Return the status in a JSON file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return msgspec.json.decode(os.read(descriptor, 1 << 16), type=Status)
+        return _status.decode(os.read(descriptor, 1 << 16))
     finally:
         os.close(descriptor)

@@ -16,11 +16,13 @@ from sqlalchemy.schema import CreateTable
 
 from limpet.benchmarks.contenders import RUNNING, Contender, container_id
 from limpet.schema.codec import status_to_row
+from limpet.schema.decoders import make_decoder
 from limpet.schema.metadata import DEFAULT_NODE
 from limpet.schema.rows import AnyRow
 from limpet.schema.status import Status
 from limpet.schema.tables import container_status
 
+_status = make_decoder(Status)
 _PRAGMAS = ("journal_mode = wal", "synchronous = full")
 _COLUMNS = [column.name for column in container_status.columns]
 _tables = sa.MetaData()
@@ -214,4 +216,4 @@ class Diskcache(Contender):
 
 
 def _decode_pid(value: bytes) -> int:
-    return msgspec.json.decode(value, type=Status).pid
+    return _status.decode(value).pid

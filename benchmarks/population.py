@@ -16,9 +16,11 @@ from limpet.benchmarks.contenders import ENDED, RUNNING, container_id, fill_stor
 from limpet.benchmarks.lists import make_lists
 from limpet.engine.store import Store
 from limpet.recovery.host import identify, open_pidfd
+from limpet.schema.decoders import make_decoder
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.status import Status
 
+_identities = make_decoder(list[ProcessIdentity])
 MAX_RUNNING = 1000
 MAX_FILES = 100_000
 READY = b"ready\n"
@@ -53,7 +55,7 @@ def files_path(stage: str, size: int) -> str:
 def read_identities(stage: str) -> list[ProcessIdentity]:
     """Return the identities of the live processes."""
     with open(f"{stage}/identities.json", "rb") as file:
-        return msgspec.json.decode(file.read(), type=list[ProcessIdentity])
+        return _identities.decode(file.read())
 
 
 def hold(population: Population, control: IO[bytes]) -> None:

@@ -16,8 +16,10 @@ import msgspec
 
 from limpet.benchmarks.figures import Cell, Outcome
 from limpet.benchmarks.population import READY, Population
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import StoreError
 
+_outcome = make_decoder(Outcome)
 _TIMEOUT_SECONDS = 300.0
 _MODULE = "limpet.benchmarks.worker"
 
@@ -49,7 +51,7 @@ class CellRunner:
         if not line:
             self._end()
             return Outcome(failed="the process that starts the cells has ended")
-        return msgspec.json.decode(line, type=Outcome)
+        return _outcome.decode(line)
 
     def _end(self) -> None:
         if self._process is not None:

@@ -4,7 +4,10 @@ import msgspec
 
 from limpet.benchmarks.figures import SCHEMA_VERSION, BenchReport
 from limpet.engine.state.durable import write_file
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import InvalidInputError
+
+_report = make_decoder(BenchReport)
 
 
 def save_report(report: BenchReport, path: str) -> None:
@@ -17,7 +20,7 @@ def load_report(path: str) -> BenchReport:
     with open(path, "rb") as file:
         data = file.read()
     try:
-        report = msgspec.json.decode(data, type=BenchReport)
+        report = _report.decode(data)
     except msgspec.MsgspecError as error:
         raise InvalidInputError(f"{path} is not a report of `limpet bench`: {error}") from error
     if report.schema_version != SCHEMA_VERSION:

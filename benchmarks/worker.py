@@ -14,6 +14,10 @@ from limpet.benchmarks.contenders import UnavailableError
 from limpet.benchmarks.experiments import EXPERIMENTS
 from limpet.benchmarks.figures import Cell, Outcome
 from limpet.benchmarks.population import Population, hold
+from limpet.schema.decoders import make_decoder
+
+_population = make_decoder(Population)
+_cell = make_decoder(Cell)
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -35,7 +39,7 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _measure_and_exit(request: bytes, descriptor: int) -> NoReturn:
-    outcome = measure(msgspec.json.decode(request, type=Cell))
+    outcome = measure(_cell.decode(request))
     with open(descriptor, "wb") as file:
         file.write(msgspec.json.encode(outcome))
     os._exit(0)
@@ -55,7 +59,7 @@ def main() -> None:
     """Do what the command line says, serve cells or hold a population, until stdin ends."""
     task, *arguments = sys.argv[1:]
     if task == "hold":
-        hold(msgspec.json.decode(arguments[0], type=Population), sys.stdin.buffer)
+        hold(_population.decode(arguments[0]), sys.stdin.buffer)
         return
     with open(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # a contender's own output is not an answer

@@ -8,6 +8,7 @@ import msgspec
 
 from limpet.recovery.evidence import Bundle
 from limpet.recovery.files import read_small_file
+from limpet.schema.decoders import make_decoder
 from limpet.schema.layout import (
     CONFIG_BYTES,
     CONFIG_FILE,
@@ -20,6 +21,7 @@ from limpet.schema.layout import (
 )
 
 _MARKER_BYTES = 4096
+_marker = make_decoder(BundleMarker)
 
 
 def observe_bundle(path: str, container_id: str) -> tuple[Bundle, str]:
@@ -81,7 +83,7 @@ def read_marker(path: str) -> BundleMarker | None:
     except (FileNotFoundError, NotADirectoryError):
         data = b""
     try:
-        return msgspec.json.decode(_read_annotation(path) if _is_hollow(data) else data, type=BundleMarker)
+        return _marker.decode(_read_annotation(path) if _is_hollow(data) else data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -14,6 +14,7 @@ from msgspec.structs import astuple
 
 from limpet.schema.cri import ContainerConfig, PodSandboxConfig
 from limpet.schema.deadline import Deadline
+from limpet.schema.decoders import Decoder, decode_any, make_decoder
 from limpet.schema.errors import InvalidInputError, StoreDamagedError, quote
 from limpet.schema.events import OF_SANDBOXES, STATE_CHANGES, Event, EventKind
 from limpet.schema.history import KEPT_TRANSITIONS, Transition
@@ -44,22 +45,23 @@ _Row = TypeVar("_Row", bound=AnyRow)
 
 _NO_IDENTITY = (None,) * len(ProcessIdentity.__struct_fields__)
 _status_types = tuple(get_type_hints(StatusRow, include_extras=True).values())[:-1]
-_status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(GenericAlias(tuple, (str, *_status_types)))
+_status_row = make_decoder(GenericAlias(tuple, (str, *_status_types)))
 """Checks the node's name and a row without its checksum."""
 _NEW_STATUS = tuple(zip(Status.__struct_fields__, astuple(Status()), strict=True))
 _NEW_SANDBOX_STATUS = tuple(zip(SandboxStatus.__struct_fields__, astuple(SandboxStatus()), strict=True))
-_sandbox_status = msgspec.json.Decoder(SandboxStatus)
-_status = msgspec.json.Decoder(Status)
-_labels = msgspec.json.Decoder(dict[str, str])
-_resources = msgspec.json.Decoder(Resources)
-_unapplied = msgspec.json.Decoder(dict[str, str])
-_extra = msgspec.json.Decoder(dict[str, Any])
+_sandbox_status = make_decoder(SandboxStatus)
+_status = make_decoder(Status)
+_labels = make_decoder(dict[str, str])
+_resources = make_decoder(Resources)
+_unapplied = make_decoder(dict[str, str])
+_extra = make_decoder(dict[str, Any])
 _sandbox_status_types = tuple(get_type_hints(SandboxStatusRow, include_extras=True).values())[:-1]
-_sandbox_status_row: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-    GenericAlias(tuple, (str, *_sandbox_status_types))
-)
-_namespaces = msgspec.json.Decoder(dict[str, str])
-_addresses = msgspec.json.Decoder(list[str])
+_sandbox_status_row = make_decoder(GenericAlias(tuple, (str, *_sandbox_status_types)))
+_namespaces = make_decoder(dict[str, str])
+_addresses = make_decoder(list[str])
+_container_config = make_decoder(ContainerConfig)
+_image_manifest = make_decoder(ImageManifest)
+_pod_sandbox_config = make_decoder(PodSandboxConfig)
 
 MAX_VALUE_BYTES = 64 << 10
 """How long `extra`, or an item's value, may be as JSON."""
@@ -118,7 +120,7 @@ def value_to_text(what: str, value: object) -> str:
     """
     try:
         encoded = _encode(value)
-        if msgspec.json.decode(encoded) != value:
+        if decode_any(encoded) != value:
             raise InvalidInputError(
                 f"{what}: it would not be read back as it is; give str, int, float, bool, list, dict"
             )
@@ -367,8 +369,8 @@ def row_to_metadata(node: str, row: ContainerRow) -> Metadata:
             restart_policy=row.restart_policy,
             restart_count=row.restart_count,
             restart_delay=row.restart_delay,
-            config=msgspec.json.decode(row.config, type=ContainerConfig),
-            image_manifest=msgspec.json.decode(row.image_manifest, type=ImageManifest),
+            config=_container_config.decode(row.config),
+            image_manifest=_image_manifest.decode(row.image_manifest),
         )
     except _UNREADABLE as error:
         raise StoreDamagedError(f"container {row.id}: its metadata does not decode: {error}") from error
@@ -398,7 +400,7 @@ def row_to_sandbox(node: str, row: SandboxRow) -> SandboxMetadata:
             created_at=row.created_at,
             root_dir=row.root_dir,
             runtime_handler=row.runtime_handler,
-            config=msgspec.json.decode(row.config, type=PodSandboxConfig),
+            config=_pod_sandbox_config.decode(row.config),
         )
     except (*_UNREADABLE, InvalidInputError) as error:
         raise StoreDamagedError(f"sandbox {row.id}: its metadata does not decode: {error}") from error
@@ -464,7 +466,7 @@ def row_to_item(node: str, row: ItemRow) -> Item:
             f"item {row.kind} {quote(str(row.key))}: it does not match its checksum; delete it, or restore a backup"
         )
     try:
-        value = msgspec.json.decode(row.value)
+        value = decode_any(row.value)
     except _UNREADABLE as error:
         raise StoreDamagedError(f"item {row.kind} {quote(row.key)}: its value does not decode: {error}") from error
     return Item(kind=row.kind, key=row.key, version=row.version, updated_at=row.updated_at, value=value)
@@ -486,9 +488,7 @@ def row_to_deadline(node: str, row: DeadlineRow) -> Deadline:
     return Deadline(row.at, row.boot_at)
 
 
-def _json_or_none(
-    name: str, decoder: msgspec.json.Decoder[Any], value: Mapping[str, str] | Sequence[str]
-) -> str | None:
+def _json_or_none(name: str, decoder: Decoder[Any], value: Mapping[str, str] | Sequence[str]) -> str | None:
     if not value:
         return None
     text = _encode(value)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import click
-import msgspec
 
 from limpet.engine.cli.documents import report_document
 from limpet.engine.cli.exits import UNRESOLVED
@@ -29,6 +28,7 @@ from limpet.recovery.evidence import Boot, Bundle, classify
 from limpet.recovery.orphans import Disposal, Orphan
 from limpet.recovery.report import Finding, Report
 from limpet.recovery.rules import RULES
+from limpet.schema.decoders import make_converter
 from limpet.schema.status import Status
 
 _COLUMNS = (
@@ -38,6 +38,7 @@ _COLUMNS = (
     Column("VERDICT"),
     Column("RULE"),
 )
+_to_status = make_converter(Status)
 _STAGES = {rule.label: rule.stage.value for rule in RULES}
 _NOT_LOOKED_AT = {"damaged", "not-observed"}
 _DISPOSALS = {
@@ -141,7 +142,7 @@ def _make_row(finding: Finding, ids: Ids) -> list[str | Cell]:
 def _name_stage(finding: Finding) -> str:
     if finding.rule in _STAGES:
         return _STAGES[finding.rule]
-    return classify(msgspec.convert(finding.checkpoint, Status)).value
+    return classify(_to_status(finding.checkpoint)).value
 
 
 def _evidence(finding: Finding) -> str:

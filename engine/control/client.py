@@ -32,6 +32,7 @@ from limpet.engine.control.requests import AnyStream, Request
 from limpet.engine.starters.abilities import Chunk
 from limpet.engine.state.holders import has_open
 from limpet.engine.state.names import CONTROL, LOCK
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import (
     EngineGoneError,
     LimpetError,
@@ -42,6 +43,7 @@ from limpet.schema.errors import (
 )
 from limpet.schema.metadata import DEFAULT_NODE
 
+_has_terminal, _exit_code = make_decoder(bool), make_decoder(int | None)
 _PATIENCE_SECONDS = 1.0
 """How long nothing may come until it is seen whether it is the engine that listens."""
 
@@ -76,7 +78,7 @@ def ask_live(state_dir: str, request: Request, *, node: str = DEFAULT_NODE, sile
             ) from error
     result = decode_answer(answer)
     try:
-        return msgspec.json.decode(result, type=request.RESULT)
+        return make_decoder(request.RESULT).decode(result)
     except msgspec.MsgspecError as error:
         raise UnsupportedError(f"engine {pid} answers in a way that this limpet does not know: {error}") from error
 
@@ -108,7 +110,7 @@ def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -
                 f"engine {pid} has ended before it said that the session began; whether it did is not known"
             ) from error
         answer, _, begun = bytes(received).partition(b"\n")
-        has_terminal = msgspec.json.decode(decode_answer(answer), type=bool)
+        has_terminal = _has_terminal.decode(decode_answer(answer))
         link.settimeout(None)
         stack.pop_all()
         return LiveSession(link, pid, begun, has_terminal=has_terminal)
@@ -163,7 +165,7 @@ class LiveSession:
         """Return the command's exit code, once all that it wrote was read."""
         while self._end is None:
             self.read(timeout)
-        code: int | None = msgspec.json.decode(decode_answer(self._end), type=int | None)
+        code: int | None = _exit_code.decode(decode_answer(self._end))
         return code
 
     def hang_up(self) -> None:

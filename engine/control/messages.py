@@ -21,6 +21,7 @@ import msgspec
 
 from limpet.schema import errors
 from limpet.schema.any_text import encode_any
+from limpet.schema.decoders import Decoder, make_decoder
 from limpet.schema.errors import InvalidInputError, LimpetError, UnsupportedError, quote
 
 VERSION = 1
@@ -49,6 +50,9 @@ class _Answered(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str = ""
 
 
+_asked, _answered = make_decoder(_Asked), make_decoder(_Answered)
+
+
 def read_peer(connection: socket.socket) -> tuple[int, int]:
     """Return pid and uid of the process at the other end (SO_PEERCRED, unix(7)). Raises OSError."""
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -68,13 +72,13 @@ def encode_request(request: msgspec.Struct, node: str) -> bytes:
     return line
 
 
-def decode_request(line: bytes, kinds: Any, node: str) -> Any:
-    """Return the request in a line, one of `kinds`, that is for the engine of `node`.
+def decode_request(line: bytes, request: Decoder[Any], node: str) -> Any:
+    """Return the request in a line, as `request` decodes it, that is for the engine of `node`.
 
     Raises UnsupportedError, InvalidInputError.
     """
     try:
-        asked = msgspec.json.decode(line, type=_Asked)
+        asked = _asked.decode(line)
         if asked.version != VERSION:
             raise UnsupportedError(
                 f"the command speaks version {asked.version} of the control protocol, this engine {VERSION};"
@@ -82,7 +86,7 @@ def decode_request(line: bytes, kinds: Any, node: str) -> Any:
             )
         if asked.node != node:
             raise InvalidInputError(f"the live engine has node {quote(node)}, not {quote(asked.node)}; give --node")
-        return msgspec.json.decode(asked.request, type=kinds)
+        return request.decode(asked.request)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInputError(f"this engine cannot read the request: {error}") from error
 
@@ -100,7 +104,7 @@ def encode_error(error: LimpetError) -> bytes:
 def decode_answer(line: bytes) -> bytes:
     """Return the result in an answer, or raise the error that it tells. Raises UnsupportedError for no answer."""
     try:
-        answer = msgspec.json.decode(line, type=_Answered)
+        answer = _answered.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnsupportedError(f"the live engine's answer cannot be read ({error}): {quote(line[:80])}") from error
     if answer.error:

@@ -21,6 +21,7 @@ from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS
 from limpet.engine.starters.abilities import Session, Stats
 from limpet.recovery.report import Report
 from limpet.schema.cri import PodSandboxConfig, parse_pod_sandbox_config
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -214,6 +215,7 @@ class Attach(Request, frozen=True, tag="attach"):
 
 AnyRequest = Info | CreateAndStart | Stop | Wait | Remove | Prune | Load | Resolve | Recover | Pause | Measure
 AnyStream = Execute | Attach
+REQUEST = make_decoder(AnyRequest | AnyStream)
 
 
 def perform(engine: Served, request: Request) -> Any:

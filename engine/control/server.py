@@ -29,6 +29,7 @@ from limpet.engine.control.messages import (
     read_peer,
 )
 from limpet.engine.control.requests import (
+    REQUEST,
     AnyRequest,
     AnyStream,
     CreateAndStart,
@@ -309,7 +310,7 @@ class ControlServer:
     def _begin(self, caller: _Caller, line: bytes) -> None:
         assert self._engine is not None
         try:
-            request: AnyRequest | AnyStream = decode_request(line, AnyRequest | AnyStream, self._engine.store.node)
+            request: AnyRequest | AnyStream = decode_request(line, REQUEST, self._engine.store.node)
         except LimpetError as error:
             self._answer(caller, encode_error(error))
             return

@@ -23,6 +23,7 @@ from limpet.engine.drill.world import VARIABLE
 from limpet.engine.engine import HOST_IMAGE, Engine
 from limpet.engine.lifecycle.container import Container
 from limpet.engine.state.names import CONTAINERS, QUARANTINE, SANDBOXES
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import StartError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.image import ImageName
@@ -124,6 +125,9 @@ class Told(msgspec.Struct, frozen=True):
     status: Status | None
 
 
+_told = make_decoder(Told)
+
+
 class EngineLife:
     """Containers are created, started, ended, released and deleted; the engine is closed and reopened in between.
 
@@ -183,7 +187,7 @@ class EngineLife:
 
     def check(self, directory: str, acknowledged: Sequence[bytes]) -> None:
         """Open an engine on what is left, twice, and compare. Raises Violation."""
-        told = [msgspec.json.decode(each, type=Told) for each in acknowledged]
+        told = [_told.decode(each) for each in acknowledged]
         state_dir, done = f"{directory}/state", len(told)
         verb, under_way = self._steps[done] if done < len(self._steps) else ("", "")
         if not self._has_processes:

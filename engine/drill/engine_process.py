@@ -10,13 +10,14 @@ import msgspec
 
 from limpet.engine.drill.messages import AnyCommand, AnyEvent, Event
 from limpet.engine.drill.world import Subreaper
+from limpet.schema.decoders import Decoder, make_decoder
 from limpet.schema.errors import LimpetError
 
 HUNG_SECONDS = 60.0
 """No call of a drill can take longer."""
 
 _Wanted = TypeVar("_Wanted", bound=Event)
-_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_decoder: Decoder[AnyEvent] = make_decoder(AnyEvent)
 
 
 class EngineEndedError(LimpetError):

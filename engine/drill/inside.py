@@ -14,6 +14,7 @@ import msgspec
 from limpet.engine.drill.rehearsal import ENGINE, run_drill
 from limpet.engine.drill.report import DrillReport
 from limpet.engine.drill.script import Scenario
+from limpet.schema.decoders import make_decoder
 from limpet.testing import LifeFailedError
 
 _ROUND = "round"
@@ -29,6 +30,9 @@ class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     scenario: Scenario
     engine_factory: str = ENGINE
+
+
+_arguments, _report = make_decoder(_Arguments), make_decoder(DrillReport)
 
 
 def find_obstacle() -> str | None:
@@ -78,7 +82,7 @@ def run_inside(
             raise
     if process.returncode:
         raise LifeFailedError(f"the drill in its own namespaces ended with status {process.returncode}")
-    return msgspec.json.decode(last, type=DrillReport)
+    return _report.decode(last)
 
 
 def unshare() -> list[str]:
@@ -88,7 +92,7 @@ def unshare() -> list[str]:
 
 
 def _main(text: str) -> None:
-    arguments = msgspec.json.decode(text, type=_Arguments)
+    arguments = _arguments.decode(text)
     report = run_drill(**msgspec.structs.asdict(arguments), on_round=lambda: _say(_ROUND))
     _say(msgspec.json.encode(report).decode())
 

@@ -33,6 +33,7 @@ from limpet.engine.drill.script import Program, Step, Verb
 from limpet.engine.drill.world import VARIABLE
 from limpet.engine.engine import Engine
 from limpet.engine.state.names import CONTAINERS
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.status import Status
 
@@ -49,7 +50,7 @@ def main() -> None:
     begun = time.monotonic_ns()
     engine = open_engine(state_dir)
     say(Recovered(time.monotonic_ns() - begun, tell(engine)))
-    decoder = msgspec.json.Decoder(AnyCommand)
+    decoder = make_decoder(AnyCommand)
     for line in sys.stdin.buffer:
         match decoder.decode(line):
             case Live(round):

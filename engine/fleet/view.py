@@ -26,12 +26,14 @@ from limpet.schema.codec import (
     row_to_metadata,
     row_to_status,
 )
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import AmbiguousError, ClosedError, InvalidInputError, NotFoundError, StoreDamagedError, quote
 from limpet.schema.events import Event
 from limpet.schema.metadata import Metadata
 from limpet.schema.rows import ContainerRow, EventRow, NameRow, StatusRow
 from limpet.schema.status import ContainerState, Reason, Status, read_state
 
+_doubts = make_decoder(dict[str, tuple[str, str]])
 _POLL_SECONDS = 0.5
 _PAGE = 256
 _WIDTH = 1 + len(NameRow._fields)
@@ -383,7 +385,7 @@ def _is_at_rest(connection: Connection) -> bool:
 
 def _read_doubts(text: str) -> Mapping[str, tuple[str, str]] | None:
     try:
-        return msgspec.json.decode(text, type=dict[str, tuple[str, str]])
+        return _doubts.decode(text)
     except msgspec.DecodeError:
         return None
 

@@ -13,9 +13,9 @@ from limpet.engine.images.files import Files
 from limpet.engine.images.manifests import FoundImage, named_after_path, read_configuration, read_manifest, unique_blobs
 from limpet.engine.images.oci import (
     CONFIG_TYPE,
+    CONFIGURATION,
     LAYER_TYPES,
     MANIFEST_TYPE,
-    Configuration,
     Descriptor,
     Manifest,
     decode,
@@ -24,6 +24,7 @@ from limpet.engine.images.oci import (
     this_platform,
 )
 from limpet.engine.images.streams import SNIFFED_BYTES, HashingReader, sniff
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.image import ImageName
 
@@ -36,13 +37,16 @@ class _Entry(msgspec.Struct, rename="pascal"):
     layers: list[str]
 
 
+_entries = make_decoder(list[_Entry])
+
+
 def find_in_docker_archive(files: Files, label: str) -> dict[ImageName, FoundImage]:
     """Return the images that manifest.json lists, by name; `label` names one without a name.
 
     Raises InvalidInputError.
     """
     documents = Documents(files)
-    entries = decode(documents.read("manifest.json"), list[_Entry], "manifest.json")
+    entries = decode(documents.read("manifest.json"), _entries, "manifest.json")
     if not entries:
         raise InvalidInputError("manifest.json lists no image; get a good copy")
     if len(entries) > 1 and not all(entry.repo_tags for entry in entries):
@@ -58,7 +62,7 @@ def find_in_docker_archive(files: Files, label: str) -> dict[ImageName, FoundIma
 
 def _describe(documents: Documents, known: "_Layers", entry: _Entry) -> FoundImage:
     data = documents.read(entry.config)
-    configuration = decode(data, Configuration, entry.config)
+    configuration = decode(data, CONFIGURATION, entry.config)
     if platform_rank(configuration.platform) is None:
         raise InvalidInputError(f"{entry.config} is for {configuration.platform}, this machine is {this_platform()}")
     layers = [known.describe(path) for path in entry.layers]

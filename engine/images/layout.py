@@ -22,13 +22,13 @@ from limpet.engine.images.manifests import (
 )
 from limpet.engine.images.oci import (
     CONFIG_TYPES,
+    INDEX,
     INDEX_TYPES,
+    LAYOUT_FILE,
     LAYOUT_VERSION,
+    MANIFEST,
     MANIFEST_TYPES,
     Descriptor,
-    Index,
-    LayoutFile,
-    Manifest,
     Platform,
     blob_path,
     decode,
@@ -71,11 +71,11 @@ def _is_directory_transport(files: Files) -> bool:
 
 
 def _find_in_layout(documents: Documents, label: str) -> dict[ImageName, FoundImage]:
-    version = decode(documents.read("oci-layout"), LayoutFile, "oci-layout").image_layout_version
+    version = decode(documents.read("oci-layout"), LAYOUT_FILE, "oci-layout").image_layout_version
     if version != LAYOUT_VERSION:
         raise InvalidInputError(f"it is an OCI image layout of version {version!r}; limpet reads {LAYOUT_VERSION}")
     tops: dict[str, list[Descriptor]] = {}
-    for descriptor in decode(documents.read("index.json"), Index, "index.json").manifests or []:
+    for descriptor in decode(documents.read("index.json"), INDEX, "index.json").manifests or []:
         notes = descriptor.annotations or {}
         tops.setdefault(notes.get(CONTAINERD_NAME) or notes.get(REFERENCE_NAME) or "", []).append(descriptor)
     search = _Search(documents)
@@ -155,7 +155,7 @@ class _Search:
 
     def _list(self, index: Descriptor) -> list[Descriptor]:
         if index.digest not in self._indexes:
-            document = decode(self._documents.read_blob(index), Index, "an image index")
+            document = decode(self._documents.read_blob(index), INDEX, "an image index")
             self._indexes[index.digest] = document.manifests or []
         self._count(len(self._indexes[index.digest]))
         return self._indexes[index.digest]
@@ -185,7 +185,7 @@ class _Search:
 
     def _describe(self, descriptor: Descriptor) -> FoundImage | None:
         data = self._documents.read_blob(descriptor)
-        manifest = decode(data, Manifest, "an image manifest")
+        manifest = decode(data, MANIFEST, "an image manifest")
         if not is_image(manifest):
             kind = manifest.artifact_type or manifest.config.media_type
             if kind in CONFIG_TYPES and manifest.layers:

@@ -6,7 +6,9 @@ from typing import NamedTuple
 from limpet.engine.images.limits import MAX_LAYERS
 from limpet.engine.images.oci import (
     CONFIG_TYPES,
+    CONFIGURATION,
     LAYER_TYPES,
+    MANIFEST,
     Configuration,
     Descriptor,
     Manifest,
@@ -64,7 +66,7 @@ def unique_blobs(blobs: Iterable[tuple[Descriptor, str]]) -> list[tuple[Descript
 
 def read_manifest(data: bytes) -> Manifest:
     """Read a manifest and check what limpet relies on: it has layers, all of a type limpet can unpack."""
-    manifest = decode(data, Manifest, "an image manifest")
+    manifest = decode(data, MANIFEST, "an image manifest")
     if manifest.config.media_type not in CONFIG_TYPES:
         raise InvalidInputError(f"configuration type {manifest.config.media_type!r} is not that of an image")
     if not manifest.layers:  # limpet uses images without layers as built-in ones, for the host's files
@@ -79,7 +81,7 @@ def read_manifest(data: bytes) -> Manifest:
 
 def read_configuration(data: bytes, manifest: Manifest) -> Configuration:
     """Read the manifest's configuration, and check that it has one diff_id for each layer."""
-    configuration = decode(data, Configuration, "an image configuration")
+    configuration = decode(data, CONFIGURATION, "an image configuration")
     diff_ids = [require_digest(diff_id) for diff_id in configuration.rootfs.diff_ids or []]
     if len(diff_ids) != len(manifest.layers or []):
         raise InvalidInputError(f"{len(manifest.layers or [])} layers, but {len(diff_ids)} diff_ids")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from limpet.schema.decoders import Decoder, make_decoder
 from limpet.schema.errors import InvalidInputError
 from limpet.schema.image import ImageConfig
 
@@ -171,13 +172,15 @@ class Configuration(msgspec.Struct, kw_only=True):
         return max(0, (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000)
 
 
+LAYOUT_FILE, INDEX = make_decoder(LayoutFile), make_decoder(Index)
+MANIFEST, CONFIGURATION = make_decoder(Manifest), make_decoder(Configuration)
 _Document = TypeVar("_Document")
 
 
-def decode(data: bytes, kind: type[_Document], what: str) -> _Document:
+def decode(data: bytes, decoder: Decoder[_Document], what: str) -> _Document:
     """Read one JSON document. Raises InvalidInputError, naming the expected `what`, if it is not valid."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"{what}: {error}; get a good copy of the image") from error
 

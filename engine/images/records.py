@@ -9,6 +9,7 @@ import msgspec
 from limpet.engine.images.oci import MAX_DOCUMENT_BYTES, require_digest
 from limpet.engine.state.durable import make_directory, sync_directory, write_file
 from limpet.recovery.files import WRONG, read_small_file
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.image import ImageConfig, ImageName
 from limpet.schema.layout import TEMPORARY_PREFIX
@@ -26,6 +27,9 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The digest of the index that it was loaded by, if any: what a registry calls the image of all platforms."""
     config: ImageConfig = ImageConfig()
     """A built-in image's config; other images have theirs in a blob."""
+
+
+_record = make_decoder(ImageRecord)
 
 
 class RecordDirectory:
@@ -164,7 +168,7 @@ def _has_digest(record: ImageRecord, name: ImageName) -> bool:
 
 def _read(path: str) -> ImageRecord:
     try:
-        record = msgspec.json.decode(read_small_file(path, MAX_DOCUMENT_BYTES), type=ImageRecord)
+        record = _record.decode(read_small_file(path, MAX_DOCUMENT_BYTES))
         if record.digest:
             require_digest(record.digest)
         return record

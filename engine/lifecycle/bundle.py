@@ -32,6 +32,7 @@ from limpet.recovery.evidence import Bundle as Found
 from limpet.recovery.files import read_small_file
 from limpet.recovery.mounts import find_mounts, is_no_mount_point
 from limpet.schema.cri import LinuxContainerResources
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import InvalidInputError, InvalidStateError, StateDirectoryError
 from limpet.schema.layout import (
     CONFIG_BYTES,
@@ -45,6 +46,8 @@ from limpet.schema.layout import (
     BundleMarker,
 )
 from limpet.schema.metadata import require_id
+
+_limits = make_decoder(LinuxContainerResources)
 
 
 class Bundle:
@@ -229,7 +232,7 @@ class ContainerBundle(Bundle):
         """
         try:
             data = msgspec.json.encode(limits)
-            msgspec.json.decode(data, type=LinuxContainerResources)
+            _limits.decode(data)
             write_unflushed(self._limits_path, data)
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             raise InvalidInputError(f"limits: {error}") from error
@@ -239,7 +242,7 @@ class ContainerBundle(Bundle):
     def read_limits(self) -> LinuxContainerResources | None:
         """Return what `note_limits` has written; None if that is nothing, or damaged. Raises StateDirectoryError."""
         try:
-            return msgspec.json.decode(read_small_file(self._limits_path, CONFIG_BYTES), type=LinuxContainerResources)
+            return _limits.decode(read_small_file(self._limits_path, CONFIG_BYTES))
         except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
         except OSError as error:

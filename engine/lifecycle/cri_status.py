@@ -22,6 +22,7 @@ from limpet.schema.cri import (
     PodSandboxStateName,
     PodSandboxStatus,
 )
+from limpet.schema.decoders import make_decoder
 from limpet.schema.layout import CONFIG_FILE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.runtime_spec import User
@@ -41,11 +42,14 @@ class _RuntimeConfig(msgspec.Struct):
     process: _Process = msgspec.field(default_factory=_Process)
 
 
+_runtime_config = make_decoder(_RuntimeConfig)
+
+
 def read_user(bundle_path: str) -> User:
     """Return the user that a bundle's config.json has; one without a number if it has none, or cannot be read."""
     try:
         data = read_small_file(os.path.join(bundle_path, CONFIG_FILE), _CONFIG_BYTES)
-        return msgspec.json.decode(data, type=_RuntimeConfig).process.user
+        return _runtime_config.decode(data).process.user
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return User()
 

@@ -21,6 +21,7 @@ from limpet.engine.state.names import IDENTITY
 from limpet.engine.state.served import find_served
 from limpet.engine.state.surroundings import may_access
 from limpet.recovery.files import find_small_file
+from limpet.schema.decoders import make_converter
 
 _RECORD_BYTES = 1 << 16
 _MOST_NEIGHBOURS = 10_000
@@ -40,6 +41,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """In a copy: the nodes whose containers are known to be the original's."""
 
 
+_to_identity = make_converter(Identity)
+
+
 def read_identity(path: str) -> Identity | None:
     """Return the record in the state directory `path`, None if there is none, or no valid one.
 
@@ -47,7 +51,7 @@ def read_identity(path: str) -> Identity | None:
     """
     data = find_small_file(os.path.join(path, IDENTITY), _RECORD_BYTES)
     try:
-        return None if data is None else msgspec.convert(json.loads(data), Identity)
+        return None if data is None else _to_identity(json.loads(data))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from limpet.engine.state.names import OWNER
 from limpet.recovery.files import find_small_file
+from limpet.schema.decoders import make_decoder
 
 _OWNER_BYTES = 4096
 
@@ -27,6 +28,9 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, pid=os.getpid(), closed=True)
 
 
+_owner = make_decoder(Owner)
+
+
 def load_owner(path: str) -> Owner | None:
     """Return the last owner's record in the state directory `path`, None if there is none, or no valid one.
 
@@ -34,7 +38,7 @@ def load_owner(path: str) -> Owner | None:
     """
     data = find_small_file(os.path.join(path, OWNER), _OWNER_BYTES)
     try:
-        return None if data is None else msgspec.json.decode(data, type=Owner)
+        return None if data is None else _owner.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 

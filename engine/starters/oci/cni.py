@@ -26,6 +26,7 @@ from limpet.engine.state.surroundings import may_access
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
 from limpet.recovery.host import compare, identify, observe_boot, open_pidfd, wait_for_end
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import (
     InvalidInputError,
     ResourcesError,
@@ -83,6 +84,9 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         """The sandbox's IP addresses, the first one first."""
         found = (self.result or {}).get("ips") or []
         return tuple(str(each["address"]).partition("/")[0] for each in found)
+
+
+_at_work, _network = make_decoder(_AtWork), make_decoder(Network)
 
 
 class Plugins:
@@ -258,7 +262,7 @@ def end_left(directory: str) -> None:
     """Kill the plugin that an engine which is dead has left at work for this sandbox, with what it has started."""
     path = os.path.join(directory, _AT_WORK)
     try:
-        left = msgspec.json.decode(read_small_file(path, _MOST_BYTES), type=_AtWork)
+        left = _at_work.decode(read_small_file(path, _MOST_BYTES))
         found = os.stat(directory)
         if left.directory != (found.st_dev, found.st_ino):
             return
@@ -301,7 +305,7 @@ def read_network(directory: str) -> Network | None:
     """
     path = os.path.join(directory, _FILE)
     try:
-        network = msgspec.json.decode(read_small_file(path, _NETWORK_BYTES), type=Network)
+        network = _network.decode(read_small_file(path, _NETWORK_BYTES))
         return network if network.state in {"", _read_state_id(directory)} else None
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -16,6 +16,7 @@ from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.engine.starters.oci.run_directory import RunDirectory
 from limpet.engine.state.durable import write_unflushed
 from limpet.recovery.files import read_small_file
+from limpet.schema.decoders import make_decoder
 
 _NAMES: Mapping[str, Sequence[str]] = {
     "cpu": ("cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us"),
@@ -27,6 +28,7 @@ _NAMES: Mapping[str, Sequence[str]] = {
 """By controller, "" for version 2: the files that a change of limits may write in."""
 _FILE = "limits-before.json"
 _MOST_BYTES = 64 << 10
+_kept = make_decoder(dict[str, str])
 _TRIES = 3
 """Some are accepted only once another is as it was, such as memory, and memory and swap together."""
 
@@ -38,7 +40,7 @@ def keep_limits(run: RunDirectory, lines: Sequence[str], name: str, others: Sequ
     """
     paths = list(_list_files(lines, name, others))
     with suppress(FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        kept = msgspec.json.decode(read_small_file(run.join(_FILE), _MOST_BYTES), type=dict[str, str])
+        kept = _kept.decode(read_small_file(run.join(_FILE), _MOST_BYTES))
         return {path: text for path, text in kept.items() if path in paths}
     found = {path: text for path in paths if (text := _read(path))}
     write_unflushed(run.join(_FILE), msgspec.json.encode(found))

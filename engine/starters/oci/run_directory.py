@@ -25,6 +25,7 @@ from limpet.engine.state.durable import make_one_directory, open_made, write_unf
 from limpet.engine.state.names import OCI
 from limpet.engine.state.presence import is_there
 from limpet.recovery.files import find_small_file, read_small_file
+from limpet.schema.decoders import make_decoder
 from limpet.schema.identity import ProcessIdentity
 
 _PROCESSES = "processes.json"
@@ -56,6 +57,9 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
     """True if the kernel ends all of it with `init`: it has a pid namespace to itself."""
     is_plain: bool = False
     """True if the runtime has nothing to do after its end but to forget it: no hooks, no resource groups (intelRdt)."""
+
+
+_processes = make_decoder(Processes)
 
 
 class RunDirectory:
@@ -103,7 +107,7 @@ class RunDirectory:
         The runtime's directory has the path of now: the state directory may have been moved since it was written.
         """
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            found = msgspec.json.decode(find_small_file(self.join(_PROCESSES), _MOST_BYTES) or b"", type=Processes)
+            found = _processes.decode(find_small_file(self.join(_PROCESSES), _MOST_BYTES) or b"")
             return replace(found, entry=self._bring_home(found.entry))
         return None
 

@@ -13,6 +13,7 @@ import msgspec
 
 from limpet.recovery.files import read_small_file
 from limpet.schema.cri import LinuxContainerSecurityContext, ProfileType
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import InvalidInputError, UnsupportedError, quote_path
 
 DEFAULT_PROFILES = ("/etc/containers/seccomp.json", "/usr/share/containers/seccomp.json")
@@ -82,6 +83,9 @@ class _Profile(msgspec.Struct, frozen=True, rename="camel"):
     flags: tuple[_Flag, ...] | None = None
 
 
+_profile = make_decoder(_Profile)
+
+
 def make_seccomp(context: LinuxContainerSecurityContext, capabilities: Collection[str]) -> dict[str, Any] | None:
     """Return the runtime-spec's `seccomp`, None for none: where none is asked for, and for privileged containers.
 
@@ -100,7 +104,7 @@ def make_seccomp(context: LinuxContainerSecurityContext, capabilities: Collectio
     if not os.path.isabs(path):
         raise InvalidInputError(f"seccomp.localhost_ref {quote_path(path)}: an absolute path is needed")
     try:
-        profile = msgspec.json.decode(read_small_file(os.path.realpath(path), _MOST_BYTES), type=_Profile)
+        profile = _profile.decode(read_small_file(os.path.realpath(path), _MOST_BYTES))
         return _resolve(profile, capabilities)
     except OSError as error:
         raise InvalidInputError(f"seccomp profile {quote_path(path)}: {error.strerror}") from error

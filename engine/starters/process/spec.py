@@ -14,11 +14,13 @@ from limpet.engine.starters.users import Rights, choose_user
 from limpet.recovery.files import read_small_file
 from limpet.schema.command_line import choose_args
 from limpet.schema.cri import ContainerConfig, Mount, MountPropagation
+from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import InvalidInputError, StateDirectoryError, quote_path
 from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS, WORKING
 from limpet.schema.lengths import require_path_fits, require_same_bytes
 from limpet.schema.runtime_spec import MountSpec, ProcessSpec, Root, Spec
 
+_spec = make_decoder(Spec)
 _PROPAGATIONS = {
     MountPropagation.PRIVATE: "rprivate",
     MountPropagation.HOST_TO_CONTAINER: "rslave",
@@ -101,7 +103,7 @@ def read_spec(bundle_path: str) -> Spec:
     """Return what `make_spec` made, as the bundle has it. Raises StateDirectoryError if it is damaged or gone."""
     path = os.path.join(bundle_path, CONFIG_FILE)
     try:
-        return msgspec.json.decode(read_small_file(path, CONFIG_BYTES), type=Spec)
+        return _spec.decode(read_small_file(path, CONFIG_BYTES))
     except OSError as error:
         raise StateDirectoryError(f"bundle {bundle_path}: {error.strerror} ({error.filename or path})") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -68,7 +68,7 @@ def _make_rows(rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[str, str, s
     for node, container_id, text in rows:
         if isinstance(node, str) and isinstance(container_id, str) and isinstance(text, str):
             try:
-                labels = msgspec.json.decode(text, type=dict[str, str])
+                labels = msgspec.json.decode(text, type=dict[str, str])  # noqa: TID251  # no class
             except (msgspec.MsgspecError, RecursionError):
                 continue
             yield from ((node, key, value, container_id) for key, value in labels.items())

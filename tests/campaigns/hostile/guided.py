@@ -20,7 +20,7 @@ from limpet.engine.database.sqlite.wal import find_tail
 from limpet.engine.images.layer import clean_path
 from limpet.engine.images.limits import Budget
 from limpet.engine.images.manifests import read_manifest
-from limpet.engine.images.oci import Compression, Configuration, Index, decode
+from limpet.engine.images.oci import CONFIGURATION, INDEX, Compression, decode
 from limpet.engine.images.streams import Decompressor
 from limpet.engine.images.tar import read_tar
 from limpet.schema.cri import parse_container_config, parse_pod_sandbox_config
@@ -68,8 +68,8 @@ def read_compressed(data: bytes) -> None:
 
 _DOCUMENTS: Final[Sequence[Callable[[bytes], object]]] = (
     read_manifest,
-    lambda data: decode(data, Index, "index.json"),
-    lambda data: decode(data, Configuration, "an image configuration").created_at,
+    lambda data: decode(data, INDEX, "index.json"),
+    lambda data: decode(data, CONFIGURATION, "an image configuration").created_at,
     parse_container_config,
     parse_pod_sandbox_config,
 )

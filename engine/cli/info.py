@@ -9,12 +9,12 @@ import click
 
 from limpet.engine.cli.options import Place, output_option, place_option
 from limpet.engine.cli.output import fill, paint, print_json, print_lines
-from limpet.engine.control import NoEngineError, ask_live
+from limpet.engine.control import NoEngineError, ask_live, find_pid
 from limpet.engine.control.requests import Info, Known
 from limpet.engine.database.sqlite import sqlite_version
 from limpet.engine.inspection.snapshot import Snapshot, require_state
 from limpet.engine.starters.process import find_facts
-from limpet.engine.state.lock import find_holder
+from limpet.engine.state.lock import find_holder, may_be_held_elsewhere
 from limpet.schema.errors import LimpetError
 from limpet.schema.release import read_version
 from limpet.schema.revision import SCHEMA_REVISION
@@ -70,11 +70,14 @@ def _ask(path: str, node: str) -> tuple[dict[str, Any] | None, str | None]:
     """Return what the live engine says of itself, None if there is none, and why it does not."""
     try:
         known: Known = ask_live(path, Info(), node=node, silence=_ANSWER_SECONDS)
+        pid = find_pid(path)  # what it calls itself is the number in its own pid namespace
     except NoEngineError:
+        if find_holder(path) is None and may_be_held_elsewhere(path):
+            return None, "one of another pid namespace or host may be open, which cannot be seen from here"
         return None, None
     except LimpetError as error:
         return None, str(error)
-    return {"pid": known.pid, "limpet": known.limpet, "starter": known.starter}, None
+    return {"pid": pid, "limpet": known.limpet, "starter": known.starter}, None
 
 
 def _describe(facts: dict[str, Any]) -> Iterator[str]:
@@ -110,7 +113,8 @@ def _tell_content(facts: dict[str, Any]) -> str:
 def _tell_engine(facts: dict[str, Any]) -> str:
     engine, holder = facts["engine"], facts["holder"]
     if engine is not None:
-        return f"pid {engine['pid']}, limpet {engine['limpet']}, starter {engine['starter']}; it takes commands"
+        pid = engine["pid"] or "of another pid namespace"
+        return f"pid {pid}, limpet {engine['limpet']}, starter {engine['starter']}; it takes commands"
     if holder is None and not facts["engine_problem"]:
         return "none is open: a command that changes something opens one"
     why = facts["engine_problem"] or "it takes no commands: an older limpet, or a program with a store of its own"

@@ -4,8 +4,8 @@ Read `messages` (what is said), `requests` (what can be asked, and what an engin
 then `frames` and `streams`, for sessions with programs in containers.
 """
 
-from limpet.engine.control.client import NoEngineError, ask_live, open_live
+from limpet.engine.control.client import NoEngineError, ask_live, find_pid, open_live
 from limpet.engine.control.requests import perform
 from limpet.engine.control.server import ControlServer
 
-__all__ = ["ControlServer", "NoEngineError", "ask_live", "open_live", "perform"]
+__all__ = ["ControlServer", "NoEngineError", "ask_live", "find_pid", "open_live", "perform"]

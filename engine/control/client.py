@@ -67,20 +67,20 @@ def ask_live(state_dir: str, request: Request, *, node: str = DEFAULT_NODE, sile
             answer = _read_answer(link)
         except TimeoutError as error:
             raise EngineGoneError(
-                f"engine {pid} has said nothing for {silence:.0f} s, and may hang; whether it did what was asked is not"
+                f"{_name(pid)} has said nothing for {silence:.0f} s, and may hang; whether it did what was asked is not"
                 " known: look with limpet ps",
                 may_live=True,
             ) from error
         except (ConnectionError, EOFError) as error:
             raise EngineGoneError(
-                f"engine {pid} ended before it answered; whether it did what was asked is not known: look with limpet"
+                f"{_name(pid)} ended before it answered; whether it did what was asked is not known: look with limpet"
                 " ps"
             ) from error
     result = decode_answer(answer)
     try:
         return make_decoder(request.RESULT).decode(result)
     except msgspec.MsgspecError as error:
-        raise UnsupportedError(f"engine {pid} answers in a way that this limpet does not know: {error}") from error
+        raise UnsupportedError(f"{_name(pid)} answers in a way that this limpet does not know: {error}") from error
 
 
 def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -> "LiveSession":
@@ -102,12 +102,12 @@ def open_live(state_dir: str, request: AnyStream, *, node: str = DEFAULT_NODE) -
                     raise EOFError
                 received += block
         except TimeoutError as error:
-            raise EngineGoneError(f"engine {pid} says nothing, and may hang", may_live=True) from error
+            raise EngineGoneError(f"{_name(pid)} says nothing, and may hang", may_live=True) from error
         except ConnectionError as error:  # with an end of file instead, all was read
             raise _no_engine(state_dir) from error
         except EOFError as error:
             raise EngineGoneError(
-                f"engine {pid} has ended before it said that the session began; whether it did is not known"
+                f"{_name(pid)} has ended before it said that the session began; whether it did is not known"
             ) from error
         answer, _, begun = bytes(received).partition(b"\n")
         has_terminal = _has_terminal.decode(decode_answer(answer))
@@ -137,7 +137,7 @@ class LiveSession:
             frame = None
         if frame is None:
             if self._end is None:
-                raise EngineGoneError(f"engine {self._pid} has ended, and the session with it")
+                raise EngineGoneError(f"{_name(self._pid)} has ended, and the session with it")
             return None
         if frame.kind == END:
             self._end = frame.data
@@ -176,6 +176,16 @@ class LiveSession:
     def close(self) -> None:
         """Leave, and free all."""
         self._link.close()
+
+
+def find_pid(state_dir: str) -> int | None:
+    """Return the engine's pid as it is here, None if it has none in this pid namespace. Raises as `ask_live` does."""
+    with _connect(state_dir, SILENCE_SECONDS) as link:
+        return read_peer(link)[0] or None
+
+
+def _name(pid: int) -> str:
+    return f"engine {pid}" if pid else "the engine, of another pid namespace,"
 
 
 def _connect(state_dir: str, silence: float) -> socket.socket:

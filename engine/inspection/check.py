@@ -18,7 +18,7 @@ from limpet.engine.inspection.dry_run import find_orphans
 from limpet.engine.inspection.snapshot import Snapshot, require_sound_wal, require_state
 from limpet.engine.state.directory import find_foreign_entries
 from limpet.engine.state.entries import resolve_directory
-from limpet.engine.state.lock import find_holder
+from limpet.engine.state.lock import find_holder, may_be_held_elsewhere
 from limpet.engine.state.names import CONTAINERS, DATABASE, QUARANTINE
 from limpet.engine.state.owner import read_owner
 from limpet.recovery.bundles import observe_bundle
@@ -210,9 +210,10 @@ def _look_at_bundles(path: str, node: str) -> tuple[str, list[str]]:
         return "no bundles are kept here", []
     problems = []
     with Snapshot.open(path, node=node) as snapshot:
+        may_change = snapshot.holder is not None or may_be_held_elsewhere(path)
         for record, damage in snapshot.checkpoints():
             stage = classify(record.status)
-            if damage or (snapshot.holder is not None and stage in _CHANGING):
+            if damage or (may_change and stage in _CHANGING):
                 continue
             found, detail = observe_bundle(os.path.join(bundles, file_name(record.id)), record.id)
             if found is not _SOUND[stage]:
@@ -258,7 +259,12 @@ def _find_notes(path: str) -> Iterator[str]:
     else:
         yield f"SQLite {name}"
     holder = find_holder(path)
-    yield "no engine is using it" if holder is None else f"engine {holder} is using it"
+    if holder is not None:
+        yield f"engine {holder} is using it"
+    elif may_be_held_elsewhere(path):
+        yield "an engine of another pid namespace or host may be using it, which cannot be seen from here"
+    else:
+        yield "no engine is using it"
     foreign = find_foreign_entries(path)
     if foreign:
         yield f"not limpet's, left alone: {', '.join(foreign)}"

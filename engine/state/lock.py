@@ -10,15 +10,18 @@ import os
 from contextlib import suppress
 from functools import partial
 from io import FileIO
-from typing import Self
+from typing import NamedTuple, Self
 from weakref import WeakKeyDictionary
 
+from limpet.engine.state.holders import has_open
 from limpet.engine.state.names import LOCK
+from limpet.engine.state.owner import read_owner
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import is_zombie, read_stat
+from limpet.recovery.host import is_zombie, open_pidfd, read_boot_id, read_pid_namespace, read_stat
 from limpet.schema.errors import StateDirectoryLockedError
 
 _HOLDER_BYTES = 4096
+_PIDS = 1 << 22  # PID_MAX_LIMIT of the kernel, and more than any pid
 
 
 class Lock:
@@ -39,7 +42,7 @@ class Lock:
                     _held[file] = os.fstat(file.fileno())
                     os.fchmod(file.fileno(), 0o600)
                     os.ftruncate(file.fileno(), 0)
-                    file.write(json.dumps({"pid": os.getpid()}).encode())
+                    file.write(_make_note())
                     return cls(file)
                 file.close()  # it was replaced meanwhile
             except BlockingIOError:
@@ -101,21 +104,44 @@ os.register_at_fork(after_in_child=_close_after_fork)
 def find_holder(path: str) -> int | None:
     """Return the pid of the process that has the state directory open; None if none is visible.
 
-    It reads /proc/locks, which shows only our pid namespace: trying the lock itself, even briefly, could make an engine
-    fail that is opening it. So None is no proof.
+    It is the number that the process has here, be its own pid namespace one below ours. It reads /proc/locks, which
+    shows only our pid namespace: trying the lock itself, even briefly, could make an engine fail that is opening it.
+    So None is no proof.
     """
-    pid = _read_holder(path)
+    note = _read_note(path)
     try:
-        inode = os.stat(os.path.join(path, LOCK)).st_ino
+        found = os.stat(os.path.join(path, LOCK))
+        if note is None or os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of another pid namespace
+            return None
         with open("/proc/locks", encoding="utf-8") as locks:
             # 3: FLOCK  ADVISORY  WRITE 18113 fe:00:2146853 0 EOF; the device there is not always that of stat(2)
-            held = any(
-                kind == "FLOCK" and holder == str(pid) and file.endswith(f":{inode}")
+            holders = [
+                int(holder)
                 for _, kind, _, _, holder, file, *_ in map(str.split, locks)
-            )
+                if kind == "FLOCK" and file.endswith(f":{found.st_ino}")
+            ]
     except OSError:
         return None
-    return pid if held else None
+    if note.is_from_here is False:
+        return next((pid for pid in holders if _has_locked(pid, found)), None)
+    return note.pid if note.pid in holders else None
+
+
+def may_be_held_elsewhere(path: str) -> bool:
+    """Say whether whoever had the state directory open last, and may still have, is of another namespace or host."""
+    note = _read_note(path)
+    if note is None or note.is_from_here is not False:
+        return False
+    owner = read_owner(path)
+    return owner is None or not owner.closed
+
+
+def _has_locked(pid: int, found: os.stat_result) -> bool:
+    """Say whether it is seen that a process has locked this file, and not one of that number on another disk."""
+    try:
+        return has_open(pid, LOCK, found, with_lock=True)
+    except OSError:  # it has ended, or may not be looked at
+        return False
 
 
 def is_lock(path: str) -> bool:
@@ -127,15 +153,30 @@ def is_lock(path: str) -> bool:
         names_nobody = not read_small_file(path, _HOLDER_BYTES).strip(b"\0")
     except OSError:
         return False
-    return names_nobody or _read_holder(os.path.dirname(path)) is not None
+    return names_nobody or _read_note(os.path.dirname(path)) is not None
 
 
-def _read_holder(path: str) -> int | None:
+class _Note(NamedTuple):
+    """What the lock's file says of the process that has taken it."""
+
+    pid: int
+    is_from_here: bool | None
+    """False if the pid is of another pid namespace or host, and means nothing here; None if that was not noted."""
+
+
+def _make_note() -> bytes:
+    return json.dumps({"pid": os.getpid(), "pid_namespace": read_pid_namespace(), "boot_id": read_boot_id()}).encode()
+
+
+def _read_note(path: str) -> _Note | None:
     try:
-        pid = json.loads(read_small_file(os.path.join(path, LOCK), _HOLDER_BYTES))["pid"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        note = json.loads(read_small_file(os.path.join(path, LOCK), _HOLDER_BYTES))
+        pid, place = note["pid"], (note.get("pid_namespace"), note.get("boot_id"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return pid if isinstance(pid, int) else None
+    if not isinstance(pid, int) or not 0 < pid < _PIDS:
+        return None
+    return _Note(pid, None if place == (None, None) else place == (read_pid_namespace(), read_boot_id()))
 
 
 def has_holder_ended(path: str) -> bool:
@@ -143,25 +184,39 @@ def has_holder_ended(path: str) -> bool:
 
     Then a child of it holds it that was just about to execute something, as a start is begun: that is over at once.
     """
-    pid = _read_holder(path)
+    note = _read_note(path)
     try:
-        return pid is not None and is_zombie(read_stat(pid))
+        return note is not None and note.is_from_here is not False and is_zombie(read_stat(note.pid))
     except OSError:
         return True
 
 
 def locked_error(path: str) -> StateDirectoryLockedError:
-    """Return the error that names who has the state directory open."""
-    pid = _read_holder(path)
-    if pid is None:
+    """Return the error that names who has the state directory open: by pid only where that means this very process."""
+    note, pid, advice = _read_note(path), find_holder(path), "close that engine first"
+    if note is None or (note.is_from_here is None and pid is None):
         holder = "another process"
     elif pid == os.getpid():
         holder = f"this process (pid {pid})"
-    elif os.path.exists(f"/proc/{pid}"):
+    elif pid is not None:
         holder = f"process {pid}"
+    elif note.is_from_here is False:
+        holder = "a process of another pid namespace (as a container has) or host"
+        advice = "close that engine there first"
+    elif _is_process(note.pid):  # on this file system the lock has another number than the file
+        holder, pid = f"process {note.pid}", note.pid
     else:
-        holder, pid = f"a child of process {pid}, which has ended", None
-    return StateDirectoryLockedError(
-        f"state directory {path} is in use by {holder}; close that engine first, or use another directory",
-        pid,
-    )
+        holder = f"a child of process {note.pid}, which has ended"
+    message = f"state directory {path} is in use by {holder}; {advice}, or use another directory"
+    return StateDirectoryLockedError(message, pid)
+
+
+def _is_process(pid: int) -> bool:
+    """Say whether a process has this pid; in /proc it may be another's, if that is of another pid namespace."""
+    try:
+        with open_pidfd(pid):
+            return True
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True

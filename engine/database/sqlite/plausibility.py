@@ -28,9 +28,9 @@ def require_plausible_files(path: str, owner: Owner | None) -> None:
         raise StoreDamagedError(f"{database} is empty: it was truncated or replaced. Restore a backup")
     elif owner is not None and not owner.closed and not is_there(database + "-wal"):
         raise StoreDamagedError(
-            f"{database}-wal is missing, and process {owner.pid} did not close the database: acknowledged changes may"
-            " have been in it. If another program (such as sqlite3) has moved them into the database since, or if you"
-            f" accept the loss, remove {owner_file} and open it again"
+            f"{database}-wal is missing, and whoever had the database open last did not close it: acknowledged changes"
+            " may have been in it. If another program (such as sqlite3) has moved them into the database since, or if"
+            f" you accept the loss, remove {owner_file} and open it again"
         )
 
 

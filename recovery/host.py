@@ -47,6 +47,14 @@ def read_pid_namespace() -> int:
         return 0
 
 
+def has_own_proc() -> bool:
+    """Say whether the numbers in /proc are those of this process's pid namespace: another's may be mounted there.
+
+    Raises OSError, as where it is one in which this process is not to be seen.
+    """
+    return os.readlink("/proc/self") == str(os.getpid())
+
+
 def has_pidfs() -> bool:
     """Return whether pidfds are known to have unique inode numbers here, so that they distinguish processes."""
     try:

@@ -32,6 +32,7 @@ from limpet.engine.control.requests import AnyStream, Request
 from limpet.engine.starters.abilities import Chunk
 from limpet.engine.state.holders import has_open
 from limpet.engine.state.names import CONTROL, LOCK
+from limpet.recovery.host import has_own_proc
 from limpet.schema.decoders import make_decoder
 from limpet.schema.errors import (
     EngineGoneError,
@@ -243,7 +244,8 @@ def _may_be_engine(link: socket.socket, state_dir: str) -> bool:
     """Say whether who listens may be the engine: it has locked the state directory. What is not to be seen may be."""
     pid, _ = read_peer(link)
     try:
-        return not pid or has_open(pid, LOCK, os.lstat(os.path.join(state_dir, LOCK)), with_lock=True)
+        lock = os.lstat(os.path.join(state_dir, LOCK))
+        return not pid or not has_own_proc() or has_open(pid, LOCK, lock, with_lock=True)
     except FileNotFoundError:  # it has ended, and a fork of it holds the socket
         return False
     except OSError:

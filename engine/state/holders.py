@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from limpet.recovery.host import open_pidfd, read_stat
+from limpet.recovery.host import has_own_proc, open_pidfd, read_stat
 
 _STOPPED = b"T"
 """On a signal, in proc_pid_stat(5); not by a debugger."""
@@ -13,8 +13,11 @@ _STOPPED = b"T"
 def find_stopped(file: int, *, with_lock: bool) -> Iterator[tuple[int, int]]:
     """Yield pid and pidfd of each process that was stopped and has this file open, or has it locked.
 
-    The pidfd is open meanwhile, and was before the process was asked what it has. Raises OSError.
+    The pidfd is open meanwhile, and was before the process was asked what it has. None where /proc is of another pid
+    namespace: the numbers there are other processes', which are not ours to signal. Raises OSError.
     """
+    if not has_own_proc():
+        return
     name, found = os.path.basename(os.readlink(f"/proc/self/fd/{file}")), os.fstat(file)
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with suppress(OSError):  # it has ended, or is not to be looked at

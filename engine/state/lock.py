@@ -17,7 +17,7 @@ from limpet.engine.state.holders import has_open
 from limpet.engine.state.names import LOCK
 from limpet.engine.state.owner import read_owner
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import is_zombie, open_pidfd, read_boot_id, read_pid_namespace, read_stat
+from limpet.recovery.host import has_own_proc, is_zombie, open_pidfd, read_boot_id, read_pid_namespace, read_stat
 from limpet.schema.errors import StateDirectoryLockedError
 
 _HOLDER_BYTES = 4096
@@ -111,7 +111,7 @@ def find_holder(path: str) -> int | None:
     note = _read_note(path)
     try:
         found = os.stat(os.path.join(path, LOCK))
-        if note is None or os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of another pid namespace
+        if note is None or not has_own_proc():
             return None
         with open("/proc/locks", encoding="utf-8") as locks:
             # 3: FLOCK  ADVISORY  WRITE 18113 fe:00:2146853 0 EOF; the device there is not always that of stat(2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 from limpet.engine import Engine, Store, errors
 from limpet.engine.inspection.snapshot import Snapshot
 from limpet.engine.state.names import LOCK
-from tests.conftest import EngineProcess
+from limpet.recovery.host import read_stat
+from tests.conftest import EngineProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("namespaces")
 
@@ -107,6 +109,32 @@ def test_where_proc_is_another_namespaces_no_pid_is_taken_from_it(state_dir: str
         told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert told.startswith("None "), told
     assert "another pid namespace" in told
+
+
+def test_no_process_of_another_namespaces_proc_is_taken_for_a_holder(state_dir: str) -> None:
+    """Where /proc is the host's, a pid from there is another process here: none is yielded that would be signalled."""
+    look = """
+import os, signal, sys
+from limpet.engine.state.holders import find_stopped
+with open("/proc/sys/kernel/ns_last_pid", "w") as last:  # of our pid namespace, whatever /proc shows
+    last.write(str(int(sys.argv[2]) - 1))
+stranger = os.fork()
+if not stranger:
+    signal.pause()
+found = [pid for pid, _ in find_stopped(os.open(sys.argv[1], os.O_PATH), with_lock=True)]
+os.kill(stranger, signal.SIGKILL)
+print(stranger, found)
+"""
+    process = EngineProcess(state_dir, "engine = Engine.open(state_dir); say('open'); time.sleep(999)")
+    try:
+        process.read()
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_until(lambda: read_stat(process.pid)[0] == b"T", "the stop")
+        command = [word for word in elsewhere(look, os.path.join(state_dir, LOCK)) if word != "--mount-proc"]
+        told = subprocess.run([*command, str(process.pid)], stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert told == f"{process.pid} []\n"
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("note", ['{"pid": 1}', '{"pid": 0}', '{"pid": 123456789012345678901}', "[]", '{"pid": "1"}'])

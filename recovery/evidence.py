@@ -90,7 +90,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: int = 0
     """When it ended, if an exit record has that: nanoseconds since the epoch."""
     is_out_of_memory: bool = False
-    """With Process.ENDED: its memory limit ended it."""
+    """With Process.ENDED: the kernel has killed a process of it for want of memory."""
     detail: str = ""
     """What prevented a closer look; with Process.NEVER_RAN, why its program was not executed."""
 

@@ -49,7 +49,7 @@ class Witnessed(NamedTuple):
     finished_at: int = 0
     """Nanoseconds since the epoch; 0 if not known."""
     is_out_of_memory: bool = False
-    """Its memory limit ended it."""
+    """The kernel has killed a process of it for want of memory."""
     detail: str = ""
     """With NEVER_RAN: why."""
 

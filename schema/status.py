@@ -73,7 +73,7 @@ class Reason(StrEnum):
     MONITOR_GONE = "MonitorGone"
     """It runs, and who would have seen how it ends has ended."""
     OOM_KILLED = "OOMKilled"
-    """Its memory limit was reached, the kernel killed a process of it, and it has not ended well."""
+    """The kernel killed a process of it for want of memory, it has not ended well, and nobody had asked it to stop."""
     DAMAGED = "Damaged"
     """Its record on disk cannot be read."""
     COPIED = "Copied"
@@ -88,6 +88,11 @@ class Reason(StrEnum):
 
 _UNOBSERVED = {Reason.UNKNOWN, Reason.REBOOTED, Reason.DECLARED_GONE, Reason.START_ERROR}
 """The reasons of an end with an exit code that no program gave."""
+_OUT_OF_MEMORY = (
+    "the kernel killed a process of it for want of memory: a memory limit was reached, or the host had none left"
+)
+_CLOCK_STEP = 10_000_000
+"""By so many nanoseconds a file's time, by which an end may be told, can be before the clock's."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,17 +168,18 @@ def end(
 ) -> Status:
     """Return `status` as ended: with `exit_code`, or with 255 and reason Unknown if it was not observed.
 
-    Of one that is out of memory the kernel has killed a process. One that ends with 0 all the same has lost another
-    than its first, and could do without.
+    Of one that is out of memory the kernel has killed a process, at any time of its life. One that ends with 0 all the
+    same has lost another than its first, and could do without; so could one that ran until it was asked to stop.
     """
     if exit_code is None:
         reason, code = Reason.UNKNOWN, EXIT_CODE_UNKNOWN
         message = message or "it ended, and its exit code was not observed"
     else:
         reason, code = (Reason.ERROR if exit_code else Reason.COMPLETED), exit_code
-    if is_out_of_memory and exit_code != 0:
-        reason = Reason.OOM_KILLED
-        message = message or "its memory limit was reached, and the kernel killed a process of it"
+    if is_out_of_memory and exit_code:
+        was_stopped = bool(status.stop_requested_at) and finished_at + _CLOCK_STEP >= status.stop_requested_at
+        reason = Reason.ERROR if was_stopped else Reason.OOM_KILLED
+        message = message or f"{'it was asked to stop, and ' if was_stopped else ''}{_OUT_OF_MEMORY}"
     return replace(
         status,
         pid=0,

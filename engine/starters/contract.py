@@ -71,7 +71,7 @@ class Exit(NamedTuple):
     never_ran: str = ""
     """Why the program was never executed, so that there is no exit code of it; empty if it was."""
     is_out_of_memory: bool = False
-    """True if its memory limit ended it."""
+    """True if the kernel has killed a process of it for want of memory."""
     is_all: bool = False
     """True if it is known that nothing else is left of the container; False says nothing."""
 

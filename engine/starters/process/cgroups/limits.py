@@ -77,7 +77,7 @@ def remove_limits(container_id: str, beside: int = 0, noted: Collection[str] = (
 
 
 def was_out_of_memory(container_id: str, beside: int = 0, noted: Collection[str] = ()) -> bool:
-    """Say whether the kernel has killed a process of the container for want of memory, within its own limit.
+    """Say whether the kernel has killed a process of the container for want of memory, its limit's or the host's.
 
     By the counter `oom_kill` of memory.events (cgroup v2) or memory.oom_control (cgroup v1, Linux 4.13), which stays
     until the cgroup is removed.

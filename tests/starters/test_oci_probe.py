@@ -121,6 +121,19 @@ def test_one_that_has_ended(bundle: Bundle) -> None:
     assert bundle.look() is None
 
 
+def test_one_that_had_run_out_of_memory_before_a_reboot(bundle: Bundle) -> None:
+    """conmon's file tells, for nobody's cgroups are those of then."""
+    bundle.run.mark("executed")
+    bundle.run.mark("oom")
+    bundle.tell_end(137)
+    before = {name: replace(getattr(bundle.processes, name), boot_id="before") for name in ("init", "monitor")}
+    bundle.processes = replace(bundle.processes, **before)
+    bundle.run.write_processes(bundle.processes)
+    found = bundle.look()
+    assert found is not None
+    assert (found.process, found.exit_code, found.is_out_of_memory) == (Process.ENDED, 137, True)
+
+
 def test_one_that_was_never_let_go(bundle: Bundle) -> None:
     """Its program never ran, whatever became of it; so says its mark, too."""
     bundle.end(bundle.init)

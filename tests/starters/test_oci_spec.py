@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +279,56 @@ def test_one_that_does_without_what_was_killed_has_completed(shared: Engine, run
     status = able.wait(30)
     assert "137" in read_output(able, 0)
     assert (status.exit_code, status.reason, status.message) == (0, "Completed", "")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_a_stop_ends_has_not_run_out_of_memory(shared: Engine, runtime: str) -> None:
+    """One that had lost a process, and ran on until it was asked to stop; what the kernel did is told nevertheless."""
+    asked = config(
+        "stopped", "busybox tail /dev/zero; echo $?; sleep 1000",
+        linux={"resources": {"memory_limit_in_bytes": str(8 << 20)}},
+    )  # fmt: skip
+    able = shared.create_container(asked, runtime)
+    able.start()
+    assert "137" in read_output(able, 1)
+    status = able.stop(0)
+    assert (status.exit_code, status.reason) == (137, "Error")
+    assert re.match("it was asked to stop, and the kernel killed a process of it for want of memory", status.message)
+    able.remove()
+
+
+@pytest.fixture
+def narrow_parent() -> Iterator[str]:
+    """A cgroup with a memory limit, of version 1."""
+    if not os.path.isdir("/sys/fs/cgroup/memory"):
+        pytest.skip("with version 2 conmon is told of its own container alone")
+    name = f"/limpet-test-{os.getpid()}"
+    Path(f"/sys/fs/cgroup/memory{name}").mkdir()
+    Path(f"/sys/fs/cgroup/memory{name}/memory.limit_in_bytes").write_text(str(32 << 20))
+    yield name
+    for path in Path("/sys/fs/cgroup").glob(f"*{name}"):
+        path.rmdir()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("has_conmon", [True, False])
+def test_whose_process_was_killed_for_want_of_memory(
+    shared: Engine, narrow_parent: str, runtime: str, has_conmon: bool
+) -> None:
+    """Where the limit of a cgroup above is reached conmon was told so of each container, and said so of all."""
+    asked = {"metadata": {"name": "narrow"}, "linux": {"cgroup_parent": narrow_parent}}
+    sandbox = shared.create_sandbox(asked, runtime_handler=runtime)
+    beside = shared.create_container(config("beside", command=["/bin/sleep", "1000"]), sandbox)
+    chosen = {"resources": {"oom_score_adj": 1000}}
+    hungry = shared.create_container(config("hungry", "sleep 0.1; exec busybox tail /dev/zero", linux=chosen), sandbox)
+    beside_pid = beside.start().pid
+    hungry.start()
+    if not has_conmon:
+        os.kill(processes_of(shared.store.directory.path, hungry.id).monitor.pid, signal.SIGKILL)
+    assert (hungry.wait(30).exit_code, hungry.status.reason) == (137, "OOMKilled")
+    os.kill(beside_pid, signal.SIGKILL)
+    assert (beside.wait(30).exit_code, beside.status.reason, beside.status.message) == (137, "Error", "")
+    sandbox.remove(force=True)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

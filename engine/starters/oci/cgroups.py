@@ -305,6 +305,22 @@ def measure(lines: Sequence[str], name: str) -> tuple[int | None, int | None, in
     return found.get("cpu"), memory, working_set, found.get("pids")
 
 
+def count_memory_kills(lines: Sequence[str], name: str) -> int | None:
+    """Return how many of the container's processes the kernel has killed for want of memory; None if nothing tells.
+
+    That are those in its cgroups, which keep the number until they are removed; v1 counts those of each by itself.
+    """
+    found = None
+    for controllers, directory in list_directories(lines, name):
+        if controllers == "memory":
+            each = [_fields(_read(above, "memory.oom_control")).get("oom_kill") for above, _, _ in os.walk(directory)]
+            counts = [count for count in each if count is not None]  # not before Linux 4.13
+            found = sum(counts) if counts else found
+        elif controllers == "":
+            found = _fields(_read(directory, "memory.events")).get("oom_kill", found)
+    return found
+
+
 def _read(directory: str, name: str) -> str:
     try:
         with open(os.path.join(directory, name), encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
 
+from limpet.engine.starters.oci.cgroups import count_memory_kills
 from limpet.engine.starters.oci.executable import MISSING, find_flaw
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.oci.written import read_config
@@ -54,7 +55,6 @@ class ConmonExit(NamedTuple):
     code: int
     finished_at: int
     """Nanoseconds since the epoch."""
-    is_out_of_memory: bool
 
 
 def read_conmon_exit(run: RunDirectory) -> ConmonExit | None:
@@ -77,7 +77,17 @@ def read_conmon_exit(run: RunDirectory) -> ConmonExit | None:
     is_ours = found.st_uid == owner and found.st_nlink == 1 and not found.st_mode & _WRITABLE_BY_OTHERS
     if not is_ours or _CODE.fullmatch(data) is None or int(data) > 255:
         return None
-    return ConmonExit(int(data), max(found.st_mtime_ns, 1), run.has("oom"))
+    return ConmonExit(int(data), max(found.st_mtime_ns, 1))
+
+
+def was_out_of_memory(run: RunDirectory, processes: Processes, cgroup: str) -> bool:
+    """Return whether the kernel has killed a process of a container for want of memory, as its cgroups tell.
+
+    Where they are gone, or on an old kernel, conmon's file does. With cgroups of version 1 it is written as well where
+    the limit of a cgroup above was reached, and a process of another container was killed. Raises OSError.
+    """
+    count = count_memory_kills(processes.cgroups, cgroup) if observe_boot(processes.init) is Boot.SAME else None
+    return run.has("oom") if count is None else count > 0
 
 
 def observe_program(processes: Processes) -> Program:

@@ -18,6 +18,7 @@ from limpet.engine.starters.oci.exits import (
     may_be_of_init,
     observe_program,
     read_conmon_exit,
+    was_out_of_memory,
 )
 from limpet.engine.starters.oci.run_directory import KnownRuns, Processes, RunDirectory, list_runs
 from limpet.engine.state.names import OCI
@@ -109,7 +110,8 @@ def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witne
     if not run.has("executed") and is_start_unfinished(processes) and may_be_of_init(ended.code):
         # Its `runc start` was killed, too: whether the program was executed before that, nothing tells.
         return Witnessed(Process.GONE)
-    return Witnessed(Process.ENDED, ended.code, ended.finished_at, ended.is_out_of_memory)
+    is_out_of_memory = was_out_of_memory(run, processes, os.path.basename(processes.cgroup))
+    return Witnessed(Process.ENDED, ended.code, ended.finished_at, is_out_of_memory)
 
 
 def _see_alive(run: RunDirectory, processes: Processes) -> Witnessed | None:

@@ -30,6 +30,7 @@ from limpet.engine.starters.oci.exits import (
     let_monitor_go_on,
     may_be,
     read_conmon_exit,
+    was_out_of_memory,
 )
 from limpet.engine.starters.oci.mounts import keep_sysfs_writable
 from limpet.engine.starters.oci.namespaces import (
@@ -326,7 +327,9 @@ class OciStarter:
         if directory.has("never-ran") or not directory.was_let_go():
             return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
         if ended is None:
-            return _read_exit_alone(identity, pidfd)
+            is_out_of_memory = was_out_of_memory(directory, processes, self._runtime.cgroup_of(processes))
+            alone = _read_exit_alone(identity, pidfd)
+            return alone and alone._replace(is_out_of_memory=alone.code is not None and is_out_of_memory)
         seen = read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None
         code = ended.code if seen is None else seen
         if code != ended.code:
@@ -337,7 +340,7 @@ class OciStarter:
         return Exit(
             code,
             ended.finished_at,
-            is_out_of_memory=ended.is_out_of_memory,
+            is_out_of_memory=was_out_of_memory(directory, processes, self._runtime.cgroup_of(processes)),
             is_all=processes.has_own_pids and pidfd >= 0 and has_ended(pidfd),  # the kernel ends all before the first
         )
 

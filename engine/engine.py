@@ -344,8 +344,7 @@ class Engine:
             self.store.add_sandbox(metadata, status)  # which refuses an id that can be none
             sandbox = Sandbox(self._runtime, metadata)
             try:
-                sandbox.bundle.make()
-                sandbox.furnish()
+                sandbox.make()
             except BaseException:
                 sandbox.discard()
                 raise

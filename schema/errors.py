@@ -4,6 +4,8 @@ A message says what was wrong, with which value, and what to do about it. The cl
 that a caller can act on it; the command line gives each kind its own exit status.
 """
 
+from collections.abc import Collection
+
 _MAX_PATH = 4096
 
 
@@ -15,6 +17,12 @@ def quote(text: object) -> str:
 def quote_path(path: object) -> str:
     """Return a path for a message: in full, unless it is longer than a path can be."""
     return _quote(path, _MAX_PATH)
+
+
+def name_some(ids: Collection[str]) -> str:
+    """Return ids for a message: the first, and how many others there are."""
+    others = len(ids) - 1
+    return f"{min(ids)} and {others} more" if others else min(ids)
 
 
 def _quote(text: object, longest: int) -> str:

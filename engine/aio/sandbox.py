@@ -131,11 +131,11 @@ class AsyncSandbox:
         if force:
             await self._stop(timeout)
         else:
-            await self.end()
+            await self._workers.quick(self.sandbox.begin_removal, self.id)
         left = await self.remove_ended()
         problems = await _try_each(lambda one: one.remove(force=force, timeout=timeout), left)
         tell_problems(self.id, "removed", problems)
-        return await self.delete()
+        return await self._workers.slow(self.sandbox.finish_removal, self.id)
 
     async def remove_ended(self) -> Sequence[AsyncContainer]:
         """See `Sandbox.remove_ended`."""

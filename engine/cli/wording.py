@@ -5,8 +5,8 @@ import re
 _BRINGS = "a program that brings it has to have the state open"
 _WORDS = {
     r"\brecover\(\)": "limpet recover",
-    r"cannot release (.*; )stop it first$": r"cannot remove \1stop it first, or give --force",
     r"stop it first, or remove it with force": "stop it first, or give --force",
+    r"cannot delete (sandbox .*); delete them first, or remove it with them": r"cannot remove \1; give --force",
     r"; release the container and make it anew": "; remove the container and make it anew",
     r"^runtime_handler (.*); give it to Engine\.open in `runtimes`$": rf"--runtime \1; {_BRINGS}",
     r"; open one with that$": f"; {_BRINGS}",

@@ -40,10 +40,9 @@ def prune(runtime: Runtime, containers: Sequence[Container], sandboxes: Iterable
         try:
             if sandbox.delete():
                 emptied.append(sandbox.id)
-        except InvalidStateError:  # it has containers
-            continue
         except LimpetError as error:
-            problems[sandbox.id] = str(error)
+            if not (isinstance(error, InvalidStateError) and sandbox.containers()):  # else it is not to go
+                problems[sandbox.id] = str(error)
     return Pruned(removed, emptied, problems)
 
 

@@ -13,8 +13,11 @@ from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedErr
 from limpet.schema.status import ContainerState, Reason, Status
 
 
-def release(life: Life) -> Status:
-    """Write down that it is released, and free what it holds. Raises as `Container.release` does."""
+def release(life: Life, *, verb: str = "release", first: str = "stop it first") -> Status:
+    """Write down that it is released, and free what it holds. Raises as `Container.release` does.
+
+    An error names the `verb` that was called, and what is to be done `first`.
+    """
     with life.exclusive():
         if life.id not in life.runtime.store:
             return Status(released=True)
@@ -23,7 +26,7 @@ def release(life: Life) -> Status:
             _discard_damaged(life)
             return status
         if status.unknown or status.state is ContainerState.RUNNING:
-            raise life.refuse("release", "stop it first")
+            raise life.refuse(verb, first)
         if not status.released:
             status = life.update(lambda old: replace(old, released=True))
         _clear(life)
@@ -44,8 +47,8 @@ def release_expired(life: Life, expires_at: int) -> None:
             release(life)
 
 
-def delete(life: Life) -> bool:
-    """Forget it; return False if it is gone already. Raises as `Container.delete` does."""
+def delete(life: Life, *, verb: str = "delete") -> bool:
+    """Forget it; return False if it is gone already. Raises as `Container.delete` does, naming the `verb`."""
     with life.exclusive():
         store = life.runtime.store
         if life.id not in store:
@@ -57,11 +60,11 @@ def delete(life: Life) -> bool:
         is_running = status.state is ContainerState.RUNNING
         is_doubtful = status.unknown and status.reason != Reason.BUNDLE_LOST
         if is_doubtful:
-            raise life.refuse("delete", "a process of it may be left")
+            raise life.refuse(verb, "a process of it may be left")
         never_created = not status.created_at and not status.finished_at
         is_settled = status.released or never_created or _has_damaged_metadata(life)
         if is_running or not is_settled:
-            raise life.refuse("delete", "stop and release it first")
+            raise life.refuse(verb, "stop and release it first")
         # The bundle is the last that a release removes: with it gone, nothing is left.
         if not status.unknown and not (status.released and not is_there(life.bundle.path)):
             _clear(life)
@@ -75,8 +78,8 @@ def remove(life: Life) -> bool:
             return False
         status = life.status
         if status.created_at or status.finished_at:
-            release(life)
-        return delete(life)
+            release(life, verb="remove", first="stop it first, or remove it with force")
+        return delete(life, verb="remove")
 
 
 def take_back(life: Life) -> None:

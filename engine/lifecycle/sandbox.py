@@ -1,8 +1,8 @@
 """A sandbox: what its containers share. Its record is as durable as theirs."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from msgspec.structs import replace
@@ -19,7 +19,15 @@ from limpet.engine.lifecycle.stops import carry_out_stops, finish_stops, try_eac
 from limpet.engine.starters.abilities import Furnisher
 from limpet.engine.store import Draft
 from limpet.schema.cri import PodSandboxStatus
-from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, NotFoundError
+from limpet.schema.errors import (
+    InvalidInputError,
+    InvalidStateError,
+    LimpetError,
+    NotFoundError,
+    ResourcesError,
+    StateDirectoryError,
+    name_some,
+)
 from limpet.schema.metadata import SandboxMetadata
 from limpet.schema.sandbox_status import SandboxReason, SandboxState, SandboxStatus, stop_sandbox
 from limpet.schema.status import ContainerState, Status
@@ -139,6 +147,12 @@ class Sandbox:
                 self._try_to_vacate()
         return problems
 
+    def make(self) -> None:
+        """Make its directory, and what it is to hold. Raises as `furnish` does, and StateDirectoryError."""
+        with self._told("create"):
+            self.bundle.make()
+            self.furnish()
+
     def furnish(self) -> None:
         """Have its starter make what it is to hold beside what was given, and write that down.
 
@@ -248,7 +262,8 @@ class Sandbox:
 
         def renew(old: SandboxStatus) -> SandboxStatus:
             if old.stopped_at:
-                raise InvalidStateError(f"cannot renew sandbox {self.id}: it is NOTREADY ({old.reason}); make another")
+                why = f" ({old.reason})" if old.reason else ""
+                raise InvalidStateError(f"cannot renew sandbox {self.id}: it is NOTREADY{why}; make another")
             return replace(old, expires_at=expires_at)
 
         self._runtime.begin_timetable()
@@ -273,7 +288,11 @@ class Sandbox:
 
         Raises InvalidStateError while it has containers, ResourcesError if its network cannot be removed now.
         """
-        return self._runtime.step(self._delete)
+        return self._runtime.step(lambda: self._delete("delete"))
+
+    def finish_removal(self) -> bool:
+        """Do the last step of `remove`, once its containers are gone. Raises as `delete` does."""
+        return self._runtime.step(lambda: self._delete("remove"))
 
     def take_back(self) -> None:
         """Delete it if nothing is in it yet: who made it was interrupted, and does not know of it."""
@@ -290,11 +309,11 @@ class Sandbox:
         if force:
             self._stop(timeout)  # side by side; what could not be stopped cannot be removed, and is told then
         else:
-            self.end()
+            self.begin_removal()
         left = self.remove_ended()
         problems = try_each(lambda one: one.remove(force=force, timeout=timeout), left)
         tell_problems(self.id, "removed", problems)
-        return self.delete()
+        return self.finish_removal()
 
     def remove_ended(self) -> "Sequence[Container]":
         """Remove those of its containers that have ended, many at once; return the others: see `removal`."""
@@ -304,28 +323,41 @@ class Sandbox:
 
     def end(self) -> None:
         """Make it NOTREADY if all its containers have ended. Raises InvalidStateError if they have not."""
-        self._runtime.step(self._end)
+        self._runtime.step(lambda: self._end("end"))
 
-    def _end(self) -> None:
+    def begin_removal(self) -> None:
+        """Do the first step of `remove` without force. Raises as `end` does."""
+        self._runtime.step(lambda: self._end("remove"))
+
+    def _end(self, verb: str) -> None:
         with self._runtime.store.transaction() as draft, suppress(NotFoundError):
             is_ready = draft.sandbox_status(self.id).state is SandboxState.READY
             left = [key for key in draft.containers_of(self.id) if _is_wanted(draft.status(key), is_ready=is_ready)]
             if left:
                 raise InvalidStateError(
-                    f"sandbox {self.id} still has {len(left)} containers that have not ended, such as {min(left)};"
+                    f"cannot {verb} sandbox {self.id}: it has containers that have not ended ({name_some(left)});"
                     " stop it first, or remove it with force"
                 )
             _make_not_ready(draft, self.id)
 
-    def _delete(self) -> bool:
+    def _delete(self, verb: str) -> bool:
         with self._runtime.exclusive(self.id):
             # The row last: a directory without a row is an orphan, which a recovery moves aside if it is young.
             with self._runtime.store.transaction() as draft, suppress(NotFoundError):
                 draft.require_empty(self.id)
                 _make_not_ready(draft, self.id)  # nothing comes in while its directory is removed
-            self.vacate()
-            self.bundle.remove()
+            with self._told(verb):
+                self.vacate()
+                self.bundle.remove()
             return self._runtime.store.delete_sandbox(self.id)
+
+    @contextmanager
+    def _told(self, verb: str) -> Iterator[None]:
+        """Have what keeps its starter or the disk from something name what was called, and of which sandbox."""
+        try:
+            yield
+        except (InvalidStateError, ResourcesError, StateDirectoryError) as error:
+            raise type(error)(f"cannot {verb} sandbox {self.id}: {error}") from error
 
 
 def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -> None:

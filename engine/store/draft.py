@@ -48,6 +48,7 @@ from limpet.schema.errors import (
     NotFoundError,
     StoreDamagedError,
     VersionConflictError,
+    name_some,
     quote,
 )
 from limpet.schema.events import STATE_CHANGES, EventKind
@@ -124,7 +125,7 @@ class Draft:
         sandbox = self._find_sandbox(metadata.sandbox_id)
         if sandbox is None:
             raise NotFoundError(f"sandbox {quote(metadata.sandbox_id)} does not exist; create it first")
-        _require_ready(metadata.sandbox_id, sandbox)
+        _require_ready(metadata.sandbox_id, sandbox, f"cannot create container {quote(metadata.name)}")
         row = metadata_to_row(self._node, metadata)
         self._require_free_name(metadata)
         status_row = status_to_row(self._node, key, self._first_version(key), 1, status)
@@ -151,7 +152,7 @@ class Draft:
         """
         sandbox = None if ready_sandbox is None else self._find_sandbox(ready_sandbox)
         if ready_sandbox is not None and sandbox is not None:
-            _require_ready(ready_sandbox, sandbox)
+            _require_ready(ready_sandbox, sandbox, f"cannot start container {container_id}")
         return self.replace(container_id, fn(self.status(container_id)))
 
     def replace(self, container_id: str, status: Status, expect: int | None = None) -> Status:
@@ -297,7 +298,10 @@ class Draft:
         """Raise InvalidStateError if the sandbox with exactly this id has containers."""
         left = self.containers_of(sandbox_id)
         if left:
-            raise InvalidStateError(f"sandbox {sandbox_id} still has {len(left)} containers; delete them first")
+            raise InvalidStateError(
+                f"cannot delete sandbox {sandbox_id}: it still has containers ({name_some(left)}); delete them first,"
+                " or remove it with them"
+            )
 
     def put(self, kind: str, key: str, value: Any, expect: int | None = None) -> Item:
         """Put a JSON value of the runtime's own in place of what is there, and return it with its version.
@@ -577,12 +581,10 @@ def _intent(row: StatusRow) -> tuple[int, int, int]:
     return row.stop_requested_at, row.stop_deadline, row.expires_at
 
 
-def _require_ready(sandbox_id: str, sandbox: KeptSandbox) -> None:
+def _require_ready(sandbox_id: str, sandbox: KeptSandbox, refused: str) -> None:
     if sandbox.row.stopped_at:
         why = f" ({sandbox.row.reason})" if sandbox.row.reason else ""
-        raise InvalidStateError(
-            f"sandbox {sandbox_id} is NOTREADY{why}: it takes no new containers, and none starts in it; make another"
-        )
+        raise InvalidStateError(f"{refused}: its sandbox {sandbox_id} is NOTREADY{why}; make another")
 
 
 def _require_version(kind: str, key: str, version: int, expect: int | None) -> None:

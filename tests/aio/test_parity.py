@@ -56,7 +56,18 @@ ABSENT: Mapping[type, Mapping[str, str]] = {
         **dict.fromkeys(("is_changing_limits", "carry_out_limits"), "for recovery"),
     },
     Sandbox: dict.fromkeys(
-        ("furnish", "vacate", "discard", "set_right", "take_back", "may_hold"), "for create, stop and recovery"
+        (
+            "make",
+            "furnish",
+            "vacate",
+            "discard",
+            "set_right",
+            "take_back",
+            "may_hold",
+            "begin_removal",
+            "finish_removal",
+        ),
+        "for create, stop, remove and recovery",
     ),
     Watch: {"close": "a task that waits is cancelled"},
 }

@@ -1,6 +1,7 @@
 """A sandbox's life: READY and NOTREADY, stopped durably, removed with its containers, and what the CRI is told."""
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -212,12 +213,12 @@ def test_remove_without_force_takes_what_has_ended(engine: Engine, pod: Sandbox)
     running = start(engine, "runs", "sleep", "1000")
     ended = start(engine, "ended", "true")
     ended.wait(20)
-    with pytest.raises(errors.InvalidStateError, match="1 containers that have not ended, such as runs"):
+    with pytest.raises(errors.InvalidStateError, match=r"^cannot remove sandbox pod: .* have not ended \(runs\); "):
         pod.remove()
     assert (pod.state, running.state) == (SandboxState.READY, ContainerState.RUNNING)
     running.stop(0)
     engine.create_container(config("made", "true"), "pod", id="made")
-    with pytest.raises(errors.InvalidStateError, match="such as made"):
+    with pytest.raises(errors.InvalidStateError, match=r"have not ended \(made\)"):
         pod.remove()
     pod.stop()  # now it never will be started
     assert pod.remove()
@@ -269,6 +270,58 @@ def test_one_that_cannot_be_removed_keeps_no_other(engine: Engine, pod: Sandbox)
     marker.write_text(content)
     assert pod.remove(force=True)
     assert engine.list() == []
+
+
+def test_what_is_refused_names_what_was_called(engine: Engine, pod: Sandbox) -> None:
+    """An error tells which call was refused, of which sandbox or container, why, and what to do: no inner step."""
+    running = start(engine, "runs", "sleep", "1000")
+    engine.create_container(config("made", "true"), "pod", id="made")
+    two = re.escape("(made and 1 more)")
+    calls: list[tuple[Callable[[], object], str]] = [
+        (pod.delete, f"cannot delete sandbox pod: it still has containers {two}; delete them first, or remove it .*"),
+        (pod.end, f"cannot end sandbox pod: it has containers that have not ended {two}; stop it first, or .*"),
+        (pod.remove, f"cannot remove sandbox pod: it has containers that have not ended {two}; stop it first, or .*"),
+        (running.release, "cannot release container runs: it is RUNNING; stop it first"),
+        (running.delete, "cannot delete container runs: it is RUNNING; stop and release it first"),
+        (running.remove, "cannot remove container runs: it is RUNNING; stop it first, or remove it with force"),
+    ]
+    for call, told in calls:
+        with pytest.raises(errors.InvalidStateError, match=f"^{told}$"):
+            call()
+    assert pod.state is SandboxState.READY
+    pod.update(lambda old: replace(old, stopped_at=1))  # without a reason
+    calls = [
+        (lambda: pod.renew(0), "cannot renew sandbox pod: it is NOTREADY; make another"),
+        (
+            lambda: engine.create_container(config("late", "true"), "pod"),
+            "cannot create container 'late': its sandbox pod is NOTREADY; make another",
+        ),
+        (engine.get("made").start, "cannot start container made: .*; its sandbox pod is NOTREADY; make another"),
+    ]
+    for call, told in calls:
+        with pytest.raises(errors.InvalidStateError, match=f"^{told}$"):
+            call()
+
+
+def test_what_the_disk_or_a_starter_refuses_names_the_sandbox_and_the_call(engine: Engine, pod: Sandbox) -> None:
+    """What is in the way of its directory is told with what was called; the command line and prune tell it, too."""
+    moved = Path(f"{pod.metadata.root_dir}.moved")
+    Path(pod.metadata.root_dir).rename(moved)
+    Path(pod.metadata.root_dir, "another's").mkdir(parents=True)
+    for call, verb in ((pod.delete, "delete"), (pod.remove, "remove")):
+        with pytest.raises(errors.InvalidStateError, match=rf"^cannot {verb} sandbox pod: .*/pod is not ours; .*move"):
+            call()
+    pruned = engine.prune(sandboxes=True)
+    assert pruned.sandboxes == []
+    assert "is not ours" in pruned.problems["pod"]
+    Path(pod.metadata.root_dir, "another's").rmdir()
+    Path(pod.metadata.root_dir).rmdir()
+    moved.rename(pod.metadata.root_dir)
+    assert pod.remove()
+    Path(f"{pod.metadata.root_dir}2").write_text("in the way")
+    with pytest.raises(errors.StateDirectoryError, match=r"^cannot create sandbox pod2: .*/pod2 is not ours; move it"):
+        engine.create_sandbox({"metadata": {"name": "two"}}, id="pod2")
+    assert engine.list_sandboxes() == []
 
 
 def test_one_that_is_deleted_amid_a_stop_keeps_no_other(engine: Engine, pod: Sandbox) -> None:

@@ -18,7 +18,7 @@ from limpet.engine.lifecycle.follow_ups import FollowUps
 from limpet.engine.lifecycle.life import Life
 from limpet.engine.lifecycle.limits import is_changing_limits
 from limpet.engine.lifecycle.prune import Pruned, prune
-from limpet.engine.lifecycle.releasing import take_back
+from limpet.engine.lifecycle.releasing import discard, take_back
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.sandbox import Sandbox
 from limpet.engine.lifecycle.starting import is_in_stopped_sandbox
@@ -421,7 +421,7 @@ class Engine:
             try:
                 container.create(mount_type)
             except BaseException:
-                self.store.delete(container.id)
+                discard(container.life)
                 raise
             return container
 

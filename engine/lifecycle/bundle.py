@@ -82,6 +82,15 @@ class Bundle:
         except OSError as error:
             raise _translate(self.path, error) from error
 
+    def holds_ours(self) -> bool:
+        """Say whether something is there that `remove` may remove. Raises StateDirectoryError, also if it is hidden."""
+        try:
+            return is_there(self.path) and not os.path.islink(self.path) and self._may_remove()
+        except NotADirectoryError:
+            return False
+        except OSError as error:
+            raise _translate(self.path, error) from error
+
     def remove(self) -> None:
         """Remove the directory and all in it; links are not followed. One that is gone is fine.
 
@@ -92,7 +101,7 @@ class Bundle:
         try:
             if not is_there(self.path):
                 return
-            if os.path.islink(self.path) or not (self._is_ours() or is_begun(self.path)):
+            if os.path.islink(self.path) or not self._may_remove():
                 raise InvalidStateError(f"{self.path} is not ours; it was left alone, move it away yourself")
             if self._remove_bare():
                 return
@@ -146,6 +155,9 @@ class Bundle:
         except OSError:  # something is left, or may not be removed so: that is told when it is removed in earnest
             return False
         return True
+
+    def _may_remove(self) -> bool:
+        return self._is_ours() or is_begun(self.path)
 
     def _is_ours(self) -> bool:
         found = read_marker(self.path)

@@ -11,6 +11,9 @@ from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.host import observe_boot, observe_process
 from limpet.schema.errors import InvalidStateError, LimpetError, StoreDamagedError
 from limpet.schema.status import ContainerState, Reason, Status
+from limpet.schema.telling import get_log
+
+_log = get_log("limpet.container")
 
 
 def release(life: Life, *, verb: str = "release", first: str = "stop it first") -> Status:
@@ -87,6 +90,17 @@ def take_back(life: Life) -> None:
     with suppress(LimpetError), life.exclusive():  # what cannot be removed stays, and is CREATED
         if life.status.state is ContainerState.CREATED:
             life.runtime.step(lambda: remove(life))
+
+
+def discard(life: Life) -> None:
+    """Take back one that could not be made. What cannot be removed now keeps its record, so that a recovery does."""
+    try:
+        with life.exclusive():
+            if life.bundle.holds_ours():
+                remove_files(life)
+            life.runtime.store.delete(life.id)
+    except LimpetError as error:
+        _log.warning("container %s could not be made, and stays until it is deleted: %s", life.id, error)
 
 
 def remove_bundle(life: Life) -> None:

@@ -189,19 +189,19 @@ class Sandbox:
             _log.warning("sandbox %s still holds something: %s", self.id, error)
 
     def discard(self) -> None:
-        """Take back one that could not be made; what still holds something stays, NOTREADY, for the recovery."""
+        """Take back one that could not be made. What cannot be taken back stays, NOTREADY, until it is deleted."""
         try:
             self.vacate()
+            if self.bundle.holds_ours():
+                self.bundle.remove()
+            self._runtime.store.delete_sandbox(self.id)
         except LimpetError as error:
-            now, why = time.time_ns(), f"it could not be made, and still holds something: {error}"
+            now, why = time.time_ns(), f"it could not be made, and stays until it is deleted: {error}"
             _log.warning("sandbox %s: %s", self.id, why)
-            self._runtime.store.update_sandbox(
-                self.id, lambda old: stop_sandbox(old, SandboxReason.LOST, at=now, message=why)
-            )
-            return
-        with suppress(LimpetError):  # what stays is an orphan, which the next recovery judges
-            self.bundle.remove()
-        self._runtime.store.delete_sandbox(self.id)
+            with suppress(LimpetError):  # the store refuses: it may be READY, then, and a recovery makes its directory
+                self._runtime.store.update_sandbox(
+                    self.id, lambda old: stop_sandbox(old, SandboxReason.LOST, at=now, message=why)
+                )
 
     def set_right(self) -> None:
         """See to what it holds after a crash: finish the making, free what nobody needs, find out what is lost."""

@@ -37,7 +37,8 @@ def create(life: Life, mount_type: MountType) -> Status:
             unapplied = life.starter.find_unapplied(launch)
             life.bundle.finish(life.starter.make_config(launch), has_content=not image.is_builtin)
         except BaseException:
-            life.bundle.remove()
+            with suppress(LimpetError):  # what stays has a record: a repetition, a deletion or a recovery removes it
+                life.bundle.remove()
             raise
         return life.update(
             lambda old: replace(old, created_at=now(), reason="", message="", unapplied=unapplied, unknown=False)

@@ -44,6 +44,7 @@ _LOOK_AGAIN_SECONDS = 0.2
 _LOOKING_SHARE = 0.1
 """Of a processor: how much may be spent on such looks."""
 _OVER = frozenset({Process.ENDED, Process.GONE, Process.STRANGER})
+_PERHAPS = frozenset({Process.ALIVE, Process.UNPROVEN, Process.HIDDEN})
 _ASK_AGAIN_SECONDS = (0.001, 0.02)
 """Between two questions how a process has ended: as long as it has been asked already, within these bounds."""
 _RETRY_SECONDS = 1.0
@@ -438,8 +439,8 @@ class Watcher:
                 with self._lock:
                     self._register(watch)
                 return False
-        except NotFoundError:
-            return True
+        except NotFoundError:  # or it cannot be shown to be the one, which says nothing of its end
+            return observe_process(watch.identity)[0] not in _PERHAPS
         except ResourcesError:
             self._has_descriptors = False
         except LimpetError:

@@ -87,6 +87,24 @@ def test_only_a_parent_vouches_for_a_process(
             one.stop(0)
 
 
+def test_what_cannot_be_shown_to_be_the_one_has_not_ended(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor was closed behind the engine's back, and nobody is left who could vouch for it: it runs on."""
+    monkeypatch.setattr("limpet.engine.lifecycle.watcher._EXIT_SECONDS", 0.1)
+    with Engine.open(state_dir, starter=AsBefore69()) as engine:
+        engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+        container = make(engine, "one", "sleep", "1000")
+        container.start()
+        kill(state_dir, *ALL)
+        watcher = engine._runtime.watcher
+        os.close(watcher._epoll.fileno())
+        watcher._wake()
+        with pytest.raises(errors.WaitTimeoutError):
+            container.wait(1)
+        assert is_running(container.status.pid)
+        os.kill(container.status.pid, signal.SIGKILL)
+        assert container.wait(20).finished_at
+
+
 def test_who_looks_on_asks_the_keeper_where_the_kernel_gives_no_proof(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

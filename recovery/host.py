@@ -86,7 +86,7 @@ def open_pidfd(pid: int) -> Iterator[int]:
     another one; OSError.
     """
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = _open_pidfd(pid)
     except OSError as error:
         if error.errno in _NAMES_A_THREAD:
             raise NamesAThreadError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
@@ -95,6 +95,15 @@ def open_pidfd(pid: int) -> Iterator[int]:
         yield pidfd
     finally:
         os.close(pidfd)
+
+
+def _open_pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno not in _NAMES_A_THREAD:
+            raise
+    return os.pidfd_open(pid)  # an older kernel says the same of a process that is reaped meanwhile
 
 
 def identify(pid: int, pidfd: int) -> ProcessIdentity:
@@ -186,7 +195,8 @@ def compare(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:
     """Return whether the process behind `pidfd` is the recorded one: ALIVE (or just ended), STRANGER, or neither.
 
     An inode number decides if there is one. Without, another start time shows a stranger, and the same one proves
-    nothing: whoever is the process's parent knows more.
+    nothing: whoever is the process's parent knows more. GONE if it was reaped before that was seen, HIDDEN if it cannot
+    be seen.
     """
     try:
         if identity.pidfd_inode and ask_for_pidfs():
@@ -195,6 +205,8 @@ def compare(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:
         if abs(read_start_ticks(identity.pid) - identity.start_ticks) <= 1:  # rounded twice, between time namespaces
             return Process.UNPROVEN, f"pid {identity.pid} and its start time match, which is not proof"
     except OSError as error:
+        if is_reaped(pidfd):  # what /proc does not have, or has of another by now, is nothing hidden
+            return Process.GONE, ""
         return Process.HIDDEN, f"pid {identity.pid}: {error.strerror}"
     return Process.STRANGER, f"pid {identity.pid} was reused"
 

@@ -16,7 +16,8 @@ KEPT_DESCRIPTORS = 16
 def adopt_process(identity: ProcessIdentity, why_not: Callable[[int], str]) -> int:
     """Return a pidfd of the process, unless `why_not` gives a reason against the one behind it.
 
-    Raises NotFoundError if it is not there, ResourcesError if no descriptor is left but those kept for steps.
+    `why_not` may raise OSError. Raises NotFoundError if the process is not there, ResourcesError if that cannot be seen
+    now, or no descriptor is left but those kept for steps.
     """
     if not has_free_descriptors(KEPT_DESCRIPTORS):
         raise ResourcesError(f"process {identity.pid}: the last descriptors are kept for steps and looks")
@@ -28,8 +29,10 @@ def adopt_process(identity: ProcessIdentity, why_not: Callable[[int], str]) -> i
         raise NotFoundError(f"process {identity.pid}: {_or_elsewhere(identity, error.strerror)}") from error
     try:
         reason = why_not(pidfd)
-    except BaseException:
+    except BaseException as error:
         os.close(pidfd)
+        if isinstance(error, OSError) and error.errno is not None:  # else a signal handler's of the host program
+            raise ResourcesError(f"process {identity.pid} cannot be looked at: {error.strerror}") from error
         raise
     if reason:
         os.close(pidfd)

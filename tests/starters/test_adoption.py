@@ -30,6 +30,9 @@ def test_the_very_process_is_held_or_none(identity: ProcessIdentity) -> None:
     def fail(pidfd: int) -> str:
         raise InterruptedError("a signal's")
 
+    def see_nothing(pidfd: int) -> str:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(errors.NotFoundError, match="cannot be shown to be the container's: it began later"):
         adopt_process(identity, lambda _: "it began later")
@@ -38,6 +41,8 @@ def test_the_very_process_is_held_or_none(identity: ProcessIdentity) -> None:
         adopt_process(elsewhere, lambda _: "pid 7 was reused")
     with pytest.raises(InterruptedError):
         adopt_process(identity, fail)
+    with pytest.raises(errors.ResourcesError, match="cannot be looked at: Operation not permitted"):
+        adopt_process(identity, see_nothing)
     gone = subprocess.Popen(["true"])
     gone.wait()
     with pytest.raises(errors.NotFoundError, match="No such process"):

@@ -22,7 +22,7 @@ from limpet.engine.starters.signals import let_go_on
 from limpet.engine.state.presence import is_there
 from limpet.recovery.evidence import Boot, Process
 from limpet.recovery.files import read_small_file
-from limpet.recovery.host import compare, has_ended, observe_boot, open_pidfd, read_stat
+from limpet.recovery.host import compare, has_ended, is_reaped, observe_boot, open_pidfd, read_stat
 from limpet.recovery.mounts import open_lines
 from limpet.schema.identity import ProcessIdentity
 
@@ -94,7 +94,7 @@ def observe_program(processes: Processes) -> Program:
     """Return how far the container's first process is, in this boot. Raises OSError if that cannot be seen."""
     try:
         with open_pidfd(processes.init.pid) as pidfd:
-            if not is_process(processes.init, pidfd, processes.cgroups) or has_ended(pidfd):
+            if has_ended(pidfd) or not is_process(processes.init, pidfd, processes.cgroups):
                 return Program.ENDED
             is_held = _is_held(processes)
             if is_held is None or has_ended(pidfd):
@@ -172,19 +172,37 @@ def _is_held(processes: Processes) -> bool | None:
 
 
 def is_process(identity: ProcessIdentity, pidfd: int, cgroups: tuple[str, ...] = ()) -> bool:
-    """Return whether the process behind a pidfd is the recorded one.
+    """Return whether the process behind a pidfd is the recorded one, and was not reaped where that is asked of /proc.
 
-    Where the kernel gives no proof (before Linux 6.9), being in the container's own cgroup does.
+    Where the kernel gives no proof (before Linux 6.9), being in the container's own cgroup does. Raises OSError if that
+    cannot be seen.
     """
-    found, _ = compare(identity, pidfd)
+    found = _compare(identity, pidfd)
     if found is Process.UNPROVEN:
-        return bool(cgroups) and read_cgroups(identity.pid) == cgroups
+        return bool(cgroups) and _is_in(cgroups, identity.pid, pidfd)
     return found is Process.ALIVE
 
 
+def _is_in(cgroups: tuple[str, ...], pid: int, pidfd: int) -> bool:
+    try:
+        found = read_cgroups(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        if is_reaped(pidfd):
+            return False
+        raise
+    return found == cgroups and not is_reaped(pidfd)  # by then its number may have been another's
+
+
 def may_be(identity: ProcessIdentity, pidfd: int) -> bool:
-    """Return whether nothing tells the process behind a pidfd from the recorded one."""
-    return compare(identity, pidfd)[0] in {Process.ALIVE, Process.UNPROVEN}
+    """Return whether nothing tells the process behind a pidfd from the recorded one. Raises OSError, too."""
+    return _compare(identity, pidfd) in {Process.ALIVE, Process.UNPROVEN}
+
+
+def _compare(identity: ProcessIdentity, pidfd: int) -> Process:
+    found, why = compare(identity, pidfd)
+    if found is Process.HIDDEN:  # that it is another, or has ended, is not said of what cannot be seen
+        raise OSError(errno.EIO, why)
+    return found
 
 
 def read_cgroups(pid: int) -> tuple[str, ...]:
@@ -201,7 +219,7 @@ def is_monitor_alive(processes: Processes) -> bool:
     try:
         with open_pidfd(monitor.pid) as pidfd:
             # Where there is no proof, waiting a moment is all it costs.
-            return may_be(monitor, pidfd) and not has_ended(pidfd) and read_stat(monitor.pid)[0] not in {b"Z", b"X"}
+            return not has_ended(pidfd) and may_be(monitor, pidfd) and read_stat(monitor.pid)[0] not in {b"Z", b"X"}
     except (ProcessLookupError, FileNotFoundError):
         return False
 

@@ -1,5 +1,6 @@
 """The process starter: a container is a process of this host and all that descends from it, under a keeper."""
 
+import errno
 import os
 import signal
 import time
@@ -164,9 +165,11 @@ class ProcessStarter:
     def _why_not(self, container_id: str, identity: ProcessIdentity, pidfd: int) -> str:
         """Return why the process behind a pidfd cannot be shown to be the container's; empty if it can."""
         found, detail = self._compare(identity, pidfd)
+        if found is Process.HIDDEN:
+            raise OSError(errno.EIO, detail)
         if found is Process.UNPROVEN and is_vouched_for(self._ends.ask_about(container_id, identity)):
             return ""
-        return "" if found is Process.ALIVE else detail or "it is another"
+        return "" if found is Process.ALIVE else detail or "it has ended"
 
     def signal(self, container_id: str, identity: ProcessIdentity, number: int, *, only_session: bool = False) -> int:
         """Send a signal to all that descends from the container's first process; return how many processes that is.

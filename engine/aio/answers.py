@@ -79,11 +79,11 @@ async def wait_for(answer: Answer) -> Any:
         except asyncio.CancelledError as error:
             if answer.told or (cancelled is None and answer.take_back()):
                 raise
+            if answer.settled:  # known already, and the loop may be at its end: nobody would tell another future
+                raise
             # Whatever becomes of it must be known before the task may end: wait on.
             cancelled = error
             answer.future = answer.loop.create_future()
-            if answer.settled:  # known already, and the loop may be at its end: nobody will tell this one
-                raise
         except BaseException:
             if cancelled is not None:
                 raise cancelled from None
@@ -144,6 +144,17 @@ class Step(Generic[_T]):
         return self._claim.acquire(blocking=False)
 
 
+class _Look(Step[_T]):
+    """A step that changes nothing: who is cancelled does not wait until it is over."""
+
+    __slots__ = ()
+
+    def take_back(self) -> bool:
+        """Say yes: what comes of it is of no interest."""
+        self._begin()
+        return True
+
+
 class _Closing(Step[None]):
     """A step that is done in any case: what a cancelled task does not close, nobody closes."""
 
@@ -157,6 +168,11 @@ class _Closing(Step[None]):
 async def in_own_thread(act: Callable[[], _T]) -> _T:
     """Return what `act` returns, done by a thread of its own: no pool is needed that others may have filled."""
     return await _in_own_thread(Step(act))
+
+
+async def look_in_own_thread(look: Callable[[], _T]) -> _T:
+    """Do the same with what changes nothing, and may be left to itself."""
+    return await _in_own_thread(_Look(look))
 
 
 async def close_in_own_thread(close: Callable[[], None]) -> None:

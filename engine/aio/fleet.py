@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from limpet.engine.aio.answers import close_in_own_thread, in_own_thread
 from limpet.engine.aio.loops import require_loop
@@ -25,8 +25,11 @@ class AsyncFleet(Closing):
     def __init__(self, url: str) -> None:
         """See `Fleet`."""
         self._fleet = Fleet(url)
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
-        """By loop: tasks wait there, without a thread. Those of several loops wait for each other in `Fleet`."""
+        self._turns: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakValueDictionary()
+        """By loop: tasks wait there, without a thread. Those of several loops wait for each other in `Fleet`.
+
+        A lock that was waited for has its loop: it goes with the last task that needs it.
+        """
 
     @classmethod
     def open(cls, url: str) -> "Opening[AsyncFleet]":

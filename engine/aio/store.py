@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from limpet.engine.aio.answers import close_in_own_thread, in_own_thread, settle, turn_of_task, wait_for
 from limpet.engine.aio.loops import require_loop
@@ -129,7 +129,8 @@ class AsyncStore(Closing):
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._bells: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = WeakKeyDictionary()
+        self._bells: WeakValueDictionary[asyncio.AbstractEventLoop, LoopBell] = WeakValueDictionary()
+        """Each has its loop, and goes with the last watch of that."""
         self._patience: WeakKeyDictionary[asyncio.AbstractEventLoop, _Patience] = WeakKeyDictionary()
 
     @classmethod

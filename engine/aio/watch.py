@@ -2,8 +2,10 @@
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
+from limpet.engine.aio.answers import look_in_own_thread
 from limpet.engine.aio.loops import require_loop
 from limpet.engine.store import Cursor, StoreFeed, Wanted
 from limpet.schema.events import Event
@@ -97,7 +99,7 @@ class AsyncWatch:
         now = require_loop().time
         deadline = None if timeout is None else now() + timeout
         if self._cursor is None:
-            self._cursor = await asyncio.to_thread(Cursor, self._feed, self._since, self._wanted)
+            self._cursor = await look_in_own_thread(lambda: Cursor(self._feed, self._since, self._wanted))
         while True:
             event = self._cursor.next()
             if event is not None:
@@ -106,11 +108,15 @@ class AsyncWatch:
             if self._feed.has_news(last):
                 page = self._feed.read_at_once(last, _PAGE)
                 if page is None:
-                    page = await asyncio.to_thread(self._feed.read, last, _PAGE)
+                    page = await look_in_own_thread(partial(self._feed.read, last, _PAGE))
                 self._cursor.add(page)
             elif deadline is not None and now() >= deadline:
                 return None
             else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(deadline):
+                limit = asyncio.timeout_at(deadline)
+                try:
+                    async with limit:
                         await self._bell.wait(last)
+                except TimeoutError:
+                    if not limit.expired():  # a signal handler's of the host program
+                        raise

@@ -206,14 +206,21 @@ class Runtime:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def ring() -> None:
-            with suppress(RuntimeError):  # a loop that is closed has nobody left to tell
+            try:
                 loop.call_soon_threadsafe(changed.set)
+            except RuntimeError:  # a loop that is closed has nobody left to tell
+                self._forget_bell(container_id, ring)
 
-        with self.bell(container_id, ring), suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while not is_done():
-                    await changed.wait()
-                    changed.clear()
+        limit = asyncio.timeout(timeout)
+        with self.bell(container_id, ring):
+            try:
+                async with limit:
+                    while not is_done():
+                        await changed.wait()
+                        changed.clear()
+            except TimeoutError:
+                if not limit.expired():  # a signal handler's of the host program
+                    raise
         return is_done()
 
     @contextmanager
@@ -224,12 +231,15 @@ class Runtime:
         try:
             yield
         finally:
-            with self._bells_guard:
-                bells = self._bells.get(container_id, [])
-                if ring in bells:
-                    bells.remove(ring)
-                if not bells:
-                    self._bells.pop(container_id, None)
+            self._forget_bell(container_id, ring)
+
+    def _forget_bell(self, container_id: str, ring: Callable[[], object]) -> None:
+        with self._bells_guard:
+            bells = self._bells.get(container_id, [])
+            if ring in bells:
+                bells.remove(ring)
+            if not bells:
+                self._bells.pop(container_id, None)
 
     def begin_timetable(self) -> None:
         """Have the thread run that looks after what is due. Raises ResourcesError, best before anything is written."""

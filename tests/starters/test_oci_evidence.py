@@ -125,6 +125,16 @@ def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: s
     assert short.wait(20).exit_code == 9
 
 
+def remove_marks(run: RunDirectory) -> None:
+    """As a cleaner does that removes what is old: files that are looked into stay longer."""
+    for name in ("starting", "executed"):
+        os.unlink(run.join(name))
+
+
+def await_end(pid: int) -> None:
+    wait_until(lambda: not is_running(pid), "its end")
+
+
 def put_directory(path: str) -> None:
     os.unlink(path)
     os.mkdir(path)
@@ -135,6 +145,7 @@ ALTERED: dict[str, Callable[[RunDirectory], object]] = {
     "no processes": lambda run: os.unlink(run.join("processes.json")),
     "damaged processes": lambda run: Path(run.join("processes.json")).write_bytes(b'{"init":'),
     "no mark of the start": lambda run: os.unlink(run.join("starting")),
+    "no marks": remove_marks,
 }
 
 
@@ -158,6 +169,50 @@ def test_a_bundle_that_somebody_altered(engine: Engine, state_dir: str, runtime:
         container.release()
         wait_until(lambda: not is_running(processes.monitor.pid), "its conmon to end")
         assert runtime_entries(state_dir, runtime) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_marks_that_are_gone_do_not_say_that_it_never_ran(engine: Engine, state_dir: str, runtime: str) -> None:
+    """While the engine that started it lives, or one that has seen it run, nothing is missed.
+
+    Where none was there until its end, a code that a held init can end with is said of nobody.
+    """
+    codes = {"seven": 7, "one": 1, "killed": 137}
+    script = "while ! test -e /work/go; do sleep 0.01; done; exit $(cat /work/go)"
+
+    def run_on(when: str) -> None:
+        for name in codes:
+            engine.create_container(config(f"{when}-{name}", script), runtime, id=f"{when}-{name}").start()
+
+    def end(when: str) -> None:
+        for name, code in codes.items():
+            bundle = f"{state_dir}/containers/{when}-{name}"
+            pid = processes_of(state_dir, f"{when}-{name}").init.pid
+            (run,) = list_runs(bundle)
+            remove_marks(run)
+            if code > 128:
+                kill(pid)
+            else:
+                Path(bundle, "rootfs/work/new").write_text(str(code))
+                os.rename(f"{bundle}/rootfs/work/new", f"{bundle}/rootfs/work/go")
+            await_end(pid)
+
+    for when in ("live", "adopted", "away"):
+        run_on(when)
+    end("live")
+    for name, code in codes.items():
+        assert engine.get(f"live-{name}").wait(20).exit_code == code
+    engine.close()
+    end("away")
+    with open_engine(state_dir) as again:
+        found = {name: again.get(f"away-{name}").status for name in codes}
+        assert (found["seven"].exit_code, found["seven"].reason) == (7, Reason.ERROR)
+        assert [found[name].reason for name in ("one", "killed")] == [Reason.UNKNOWN] * 2
+        end("adopted")
+        for name, code in codes.items():
+            assert again.get(f"adopted-{name}").wait(20).exit_code == code
+        for each in again.list():
+            each.release()
 
 
 @pytest.mark.parametrize(("code", "is_told"), [(0, True), (9, True), (1, False), (2, False), (137, False)])
@@ -369,14 +424,32 @@ def test_when_a_start_that_was_never_let_go_has_ended_is_not_made_up(engine: Eng
     engine.close()
     processes = processes_of(state_dir, "one")
     (run,) = list_runs(f"{state_dir}/containers/one")
-    for name in ("starting", "executed"):
-        os.unlink(run.join(name))
+    os.rename(run.join("starting"), run.join("held"))
+    os.unlink(run.join("executed"))
     kill(processes.monitor.pid)
     kill(processes.init.pid)
     later = OciStarter("crun")
     later.open(state_dir)
     ended = later.read_exit("one", processes.init, -1)
     assert ended == Exit(None, 0, never_ran="it ended before its program was executed")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_disk_that_takes_no_mark_of_what_was_executed_ends_nothing(
+    engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """It runs, and was said to have never run, and killed."""
+    mark = RunDirectory.mark
+
+    def refuse(run: RunDirectory, name: str) -> None:
+        if name == "executed":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        mark(run, name)
+
+    monkeypatch.setattr(RunDirectory, "mark", refuse)
+    container = engine.create_container(config("one", "exit 1"), runtime, id="one")
+    container.start()
+    assert (container.wait(20).exit_code, container.status.reason) == (1, Reason.ERROR)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -389,7 +462,7 @@ def test_a_disk_that_takes_no_mark_leaves_no_start(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "starting")
 
-    monkeypatch.setattr(RunDirectory, "mark", refuse)
+    monkeypatch.setattr(RunDirectory, "mark_starting", refuse)
     if fails == "rename":
         monkeypatch.setattr(RunDirectory, "mark_never_ran", refuse)
     container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")

@@ -28,7 +28,7 @@ def test_each_start_has_one_of_its_own(tmp_path: Path) -> None:
     assert list(list_runs(str(tmp_path))) == list(list_runs(str(tmp_path / "none"))) == []
     made = [make_run_directory(str(tmp_path)).path for _ in range(3)]
     assert len(set(made)) == 3
-    assert all(os.listdir(path) == ["exits"] for path in made)
+    assert all(sorted(os.listdir(path)) == ["exits", "held"] for path in made)
     assert [each.path for each in list_runs(str(tmp_path))] == sorted(made)
     (tmp_path / "file").touch()
     assert list(list_runs(str(tmp_path / "file"))) == []
@@ -64,13 +64,29 @@ def test_marks(run: RunDirectory) -> None:
     assert run.was_let_go()
 
 
+def test_how_far_a_start_came(run: RunDirectory) -> None:
+    """One mark becomes the next; that all are missing says neither that it was let go nor that it was not."""
+
+    def look() -> tuple[bool, bool]:
+        return run.was_let_go(), run.was_never_let_go()
+
+    assert look() == (False, True)
+    run.mark_starting()
+    assert (run.has("held"), *look()) == (False, True, False)
+    os.unlink(run.join("starting"))
+    assert look() == (False, False)
+    run.mark_starting()
+    assert look() == (True, False)
+
+
 @pytest.mark.parametrize("was_starting", [False, True])
 def test_one_that_never_ran_was_not_let_go(run: RunDirectory, was_starting: bool) -> None:
     """Its mark takes the place of the other, so that a full disk takes it."""
     if was_starting:
-        run.mark("starting")
+        run.mark_starting()
     run.mark_never_ran()
     assert (run.has("never-ran"), run.has("starting"), run.was_let_go()) == (True, False, False)
+    assert (run.has("held"), run.was_never_let_go()) == (False, True)
     run.mark_never_ran()
     assert run.has("never-ran")
 

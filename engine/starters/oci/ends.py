@@ -41,7 +41,7 @@ class Ends:
             if not _may_have_run(each):
                 each.mark_never_ran()  # before it is ended, which looks like an end of its program
             _reap_first(each.read_processes())
-        self._runs.forget(self._runtime.bundle(container_id))
+        self._runs.forget_all(self._runtime.bundle(container_id))
         if len(runs) == 1 and self._forget_ended(container_id, runs[0]):
             return
         if self._runtime.root.entry(container_id):
@@ -78,7 +78,7 @@ class Ends:
         # Asked before what is written: who has made what was found above, and works no more, has written it by now.
         for name, each in runs.items():
             for left in () if self._busy.has_bundle(name) else each:
-                if left.read_processes() is None and not left.was_let_go():
+                if left.read_processes() is None and left.was_never_let_go():
                     left.await_pid("conmon-pidfile", _CONMON_SECONDS)
                     end_monitor(left, now=True)
         left_commands = commands.find_left(run for each in runs.values() for run in each)
@@ -164,7 +164,8 @@ def _may_have_run(run: RunDirectory) -> bool:
     if run.was_let_go():
         return True
     processes = run.read_processes()
-    return processes is not None and observe_program(processes) is Program.EXECUTED
+    program = observe_program(processes) if processes is not None else Program.ENDED
+    return program is Program.EXECUTED or (program is Program.ENDED and not run.was_never_let_go())
 
 
 def _is_over(run: RunDirectory) -> bool:

@@ -104,6 +104,18 @@ def observe_program(processes: Processes) -> Program:
         return Program.ENDED
 
 
+def keep_seen(run: RunDirectory, processes: Processes) -> bool:
+    """Say whether the program is seen to be executed, now, and see to the mark that says so."""
+    with suppress(OSError):
+        if observe_program(processes) is not Program.EXECUTED:
+            return False
+        if not run.has("executed"):
+            with suppress(OSError):  # a full disk
+                run.mark("executed")
+        return True
+    return False
+
+
 def await_program(processes: Processes, seconds: float, *, has_it_go_on: bool = False) -> Program:
     """Wait until the program is executed or the process has ended, for so long; return what it is then.
 
@@ -260,11 +272,12 @@ def explain_never_ran(run: RunDirectory, processes: Processes, code: int) -> str
     return "" if flaw == MISSING else flaw
 
 
-def may_be_of_init(code: int) -> bool:
-    """Return whether the runtime's own init may have ended so while it was held: it has failed, or was killed."""
-    return code in _OF_INIT or code > 128
+def may_be_of_held(run: RunDirectory, processes: Processes, code: int) -> bool:
+    """Return whether the runtime's own init may have ended so while it was held, and nothing tells. Raises OSError.
 
-
-def is_start_unfinished(processes: Processes) -> bool:
-    """Return whether the runtime still keeps the pipe at which it holds a container until its start. Raises OSError."""
-    return is_there(os.path.join(processes.entry, "exec.fifo"))
+    It has failed, or was killed. The runtime still keeps the pipe at which it held it, as its `start` was killed, or
+    somebody has removed the marks.
+    """
+    if run.has("executed") or not (code in _OF_INIT or code > 128):
+        return False
+    return not run.has("starting") or is_there(os.path.join(processes.entry, "exec.fifo"))

@@ -13,9 +13,8 @@ from limpet.engine.starters.oci.exits import (
     explain_never_ran,
     is_monitor_alive,
     is_process,
-    is_start_unfinished,
     let_monitor_go_on,
-    may_be_of_init,
+    may_be_of_held,
     observe_program,
     read_conmon_exit,
     was_out_of_memory,
@@ -81,9 +80,10 @@ def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:
     here = _is_here(processes)
     if here and (alive := _see_alive(run, processes)) is not None:
         return alive
-    if not run.was_let_go():
-        # Marks survive a kill and no power cut: after a reboot nothing tells whether it was let go.
-        return Witnessed(Process.NEVER_RAN, detail="it ended before its program was executed") if here else None
+    if not here and not run.was_let_go():
+        return None  # marks survive a kill and no power cut: after a reboot nothing tells whether it was let go
+    if run.was_never_let_go():
+        return Witnessed(Process.NEVER_RAN, detail="it ended before its program was executed")
     return _see_end(run, processes, is_here=here)
 
 
@@ -107,8 +107,7 @@ def _see_end(run: RunDirectory, processes: Processes, *, is_here: bool) -> Witne
         return Witnessed(Process.GONE)
     if why:
         return Witnessed(Process.NEVER_RAN, finished_at=ended.finished_at, detail=why)
-    if not run.has("executed") and is_start_unfinished(processes) and may_be_of_init(ended.code):
-        # Its `runc start` was killed, too: whether the program was executed before that, nothing tells.
+    if may_be_of_held(run, processes, ended.code):
         return Witnessed(Process.GONE)
     is_out_of_memory = was_out_of_memory(run, processes, os.path.basename(processes.cgroup))
     return Witnessed(Process.ENDED, ended.code, ended.finished_at, is_out_of_memory)

@@ -2,12 +2,14 @@
 
 config.json      what the runtime is to run               pidfile, conmon-pidfile   as conmon writes them
 processes.json   which processes these are                exit, oom                 how it ended, as conmon saw it
-starting         the runtime was asked to let it go       attach, ctl, winsz        conmon's doors
-executed         the program was seen to be executed      conmon.log                what conmon itself says
-never-ran        it was ended while it was held           exec-TOKEN.json, .pid     a command, and its pid
-exits/ID, oom    what `exit` and `oom` say; not read      limits-before.json        see `limit_files`
+held             nobody has asked the runtime to let it   attach, ctl, winsz        conmon's doors
+                 go; becomes `starting`, or `never-ran`   conmon.log                what conmon itself says
+starting         the runtime was asked to let it go       exec-TOKEN.json, .pid     a command, and its pid
+executed         the program was seen to be executed      limits-before.json        see `limit_files`
+never-ran        it was ended while it was held           exits/ID, oom             what they say; not read
 
-Each start has one of its own, so that a conmon which comes late can write into no other's.
+Each start has one of its own, so that a conmon which comes late can write into no other's. That a mark is missing says
+nothing: a container may run for longer than a cleaner of old files, or a person, leaves files alone.
 """
 
 import errno
@@ -81,18 +83,29 @@ class RunDirectory:
         os.close(open_made(self.join(name), os.O_WRONLY))
 
     def was_let_go(self) -> bool:
-        """Return whether the runtime was asked to let the program run, so that it may have."""
+        """Return whether the runtime was asked to let the program run, so that it may have. False says nothing."""
         return self.has("starting") or self.has("executed")
+
+    def was_never_let_go(self) -> bool:
+        """Return whether the program of a start cannot have run, in this boot. False says nothing. Raises OSError."""
+        return self.has("never-ran") or (self.has("held") and not self.was_let_go())
+
+    def mark_starting(self) -> None:
+        """Say that the runtime is asked to let the program run: "held" becomes that. Raises OSError."""
+        self._turn("held", "starting")
 
     def mark_never_ran(self) -> None:
         """Say that a start was given up before its program was executed. Raises OSError.
 
-        "starting" becomes that: a full disk takes it, and a power cut leaves the one or the other.
+        What it was before becomes that: a full disk takes it, and a power cut leaves the one or the other.
         """
+        self._turn("starting" if self.has("starting") else "held", "never-ran")
+
+    def _turn(self, before: str, after: str) -> None:
         try:
-            os.rename(self.join("starting"), self.join("never-ran"))
+            os.rename(self.join(before), self.join(after))
         except FileNotFoundError:
-            self.mark("never-ran")
+            self.mark(after)
 
     def write_processes(self, processes: Processes) -> None:
         """Write down which processes these are: it survives a kill, and after a power cut none of them is there.
@@ -156,6 +169,7 @@ def make_run_directory(bundle_path: str) -> RunDirectory:
     run = RunDirectory(os.path.join(above, os.urandom(6).hex()))
     make_one_directory(run.path)
     make_one_directory(run.join("exits"))
+    run.mark("held")
     return run
 
 
@@ -181,6 +195,7 @@ class KnownRuns:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        self._executed: dict[str, ProcessIdentity] = {}
 
     def find(self, bundle_path: str, init: ProcessIdentity) -> tuple[RunDirectory, Processes] | None:
         """Return the start that a process was made by, None if none of the bundle's was it. Raises OSError."""
@@ -201,9 +216,22 @@ class KnownRuns:
         run.write_processes(processes)
         self._known[bundle_path] = _Known(run, processes, _version_of(run))
 
+    def note_executed(self, bundle_path: str, init: ProcessIdentity) -> None:
+        """Remember that a start's program was seen to be executed, whatever becomes of the mark that says so."""
+        self._executed[bundle_path] = init
+
+    def was_executed(self, bundle_path: str, init: ProcessIdentity) -> bool:
+        """Return whether that was seen here."""
+        return self._executed.get(bundle_path) == init
+
     def forget(self, bundle_path: str) -> None:
         """Forget what was found in a bundle."""
         self._known.pop(bundle_path, None)
+
+    def forget_all(self, bundle_path: str) -> None:
+        """Forget what was seen of its starts, too."""
+        self.forget(bundle_path)
+        self._executed.pop(bundle_path, None)
 
 
 def _version_of(run: RunDirectory) -> tuple[int, ...]:

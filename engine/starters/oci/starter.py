@@ -27,8 +27,10 @@ from limpet.engine.starters.oci.exits import (
     explain_never_ran,
     is_monitor_alive,
     is_process,
+    keep_seen,
     let_monitor_go_on,
     may_be,
+    may_be_of_held,
     read_conmon_exit,
     was_out_of_memory,
 )
@@ -262,9 +264,12 @@ class OciStarter:
         with _told(f"container {container_id}"):
             found = self._runs.find(self._runtime.bundle(container_id), identity)
         cgroups = found[1].cgroups if found else ()
-        return adopt_process(
+        pidfd = adopt_process(
             identity, lambda pidfd: "" if is_process(identity, pidfd, cgroups) else "nothing proves that it is"
         )
+        if found is not None and keep_seen(*found):
+            self._runs.note_executed(self._runtime.bundle(container_id), identity)
+        return pidfd
 
     def open_monitor(self, container_id: str, identity: ProcessIdentity) -> int:
         """Return a pidfd of its conmon, -1 if that has ended."""
@@ -324,25 +329,32 @@ class OciStarter:
                 let_monitor_go_on(directory, processes.monitor)  # one that was stopped would write nothing
                 return None
             ended = read_conmon_exit(directory)  # its last act
-        if directory.has("never-ran") or not directory.was_let_go():
+        is_known = self._runs.was_executed(self._runtime.bundle(container_id), identity)
+        if not is_known and directory.was_never_let_go():
             return Exit(None, ended.finished_at if ended else 0, never_ran="it ended before its program was executed")
         if ended is None:
-            is_out_of_memory = was_out_of_memory(directory, processes, self._runtime.cgroup_of(processes))
-            alone = _read_exit_alone(identity, pidfd)
-            return alone and alone._replace(is_out_of_memory=alone.code is not None and is_out_of_memory)
-        seen = read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None
-        code = ended.code if seen is None else seen
-        if code != ended.code:
-            _log.warning("container %s: it ended with %d, and its exit file says %d", container_id, code, ended.code)
-        why = explain_never_ran(directory, processes, code)
-        if why != "":
-            return Exit(None, ended.finished_at, never_ran=why or "")
-        return Exit(
-            code,
-            ended.finished_at,
-            is_out_of_memory=was_out_of_memory(directory, processes, self._runtime.cgroup_of(processes)),
-            is_all=processes.has_own_pids and pidfd >= 0 and has_ended(pidfd),  # the kernel ends all before the first
-        )
+            told = _read_exit_alone(identity, pidfd)
+        else:
+            seen = read_exit_code(identity.pid, pidfd) if pidfd >= 0 else None
+            code = ended.code if seen is None else seen
+            if code != ended.code:
+                _log.warning(
+                    "container %s: it ended with %d, and its exit file says %d", container_id, code, ended.code
+                )
+            # The kernel ends all before the first.
+            is_all = processes.has_own_pids and pidfd >= 0 and has_ended(pidfd)
+            told = Exit(code, ended.finished_at, is_all=is_all)
+        return told and self._say_of_program(directory, processes, told, is_known=is_known)
+
+    def _say_of_program(self, run: RunDirectory, processes: Processes, told: Exit, *, is_known: bool) -> Exit:
+        """Return an end as the program's, unless it may be that of the runtime's init, before it executed it."""
+        if told.code is None:
+            return told
+        if not is_known:
+            why = explain_never_ran(run, processes, told.code)
+            if why != "" or may_be_of_held(run, processes, told.code):
+                return Exit(None, told.finished_at, never_ran=why or "")
+        return told._replace(is_out_of_memory=was_out_of_memory(run, processes, self._runtime.cgroup_of(processes)))
 
     def forget_exits(self, container_ids: Sequence[str]) -> None:
         """Do nothing: what conmon has written stays in the bundle until the release."""

@@ -327,7 +327,7 @@ class Starts:
 
     def _go(self, held: Held, prepared: Prepared) -> str:
         """Have it started; return why its program was not executed, "" if it was. Raises OSError."""
-        held.run.mark("starting")
+        held.run.mark_starting()
         outcome = self._start(held)
         found = await_program(
             held.processes,
@@ -346,7 +346,9 @@ class Starts:
                 return ""
             if why:
                 return why
-        held.run.mark("executed")
+        self._runs.note_executed(self._runtime.bundle(held.container_id), held.processes.init)
+        with suppress(OSError):  # a full disk; that it was let go is on it
+            held.run.mark("executed")
         return ""
 
     def _start(self, held: Held) -> Outcome:

@@ -19,6 +19,7 @@ from limpet.schema.errors import ResourcesError
 
 _T = TypeVar("_T")
 _PAUSE_SECONDS = 0.01
+NO_THREAD = "no thread can be started (RLIMIT_NPROC? or the program ends, where Engine and Store go on)"
 turn_of_task: ContextVar[Request | None] = ContextVar("limpet_turn", default=None)
 """By which the task is the store's only writer, if it is: what it asks a thread for must not wait for that."""
 
@@ -176,7 +177,10 @@ async def look_in_own_thread(look: Callable[[], _T]) -> _T:
 
 
 async def close_in_own_thread(close: Callable[[], None]) -> None:
-    """Close something by a thread of its own, also if the task is cancelled before that has begun."""
+    """Close something by a thread of its own, also if the task is cancelled before that has begun.
+
+    Where no thread can be started, as at the exit of a program, the loop's own closes it.
+    """
     await _in_own_thread(_Closing(close))
 
 
@@ -184,6 +188,8 @@ async def _in_own_thread(step: Step[_T]) -> _T:
     try:
         _thread.start_new_thread(step.run, ())
     except RuntimeError as error:
-        raise ResourcesError(f"no thread can be started (RLIMIT_NPROC?): {error}; nothing was done") from error
+        if not isinstance(step, _Closing):
+            raise ResourcesError(f"{NO_THREAD}: {error}; nothing was done") from error
+        step.run()
     result: _T = await wait_for(step)
     return result

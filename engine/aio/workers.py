@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from limpet.engine.aio.answers import Step, wait_for
+from limpet.engine.aio.answers import NO_THREAD, Step, wait_for
 from limpet.recovery.queues import Empty, Queue
 from limpet.schema.errors import ClosedError, ResourcesError
 
@@ -128,7 +128,7 @@ class Workers:
         self._go_on(key)
 
     def _refuse(self, step: Step[Any]) -> None:
-        step.refuse(ResourcesError("no thread can be started (RLIMIT_NPROC?); nothing was done"))
+        step.refuse(ResourcesError(f"{NO_THREAD}; nothing was done"))
 
     def _go_on(self, key: str) -> None:
         """Let the next step of this key begin."""

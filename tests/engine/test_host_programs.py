@@ -54,6 +54,29 @@ def refused(*_):
 atexit.register(stop)
 _thread.start_new_thread = threading._start_new_thread = refused  # as from Python 3.12 on, where it is so at exit
 """
+AT_EXIT_IN_TASKS = """
+import asyncio
+from limpet import AsyncEngine
+
+front = AsyncEngine(engine)
+
+async def leave():
+    try:
+        await front.get(container.id)
+    except errors.ResourcesError as error:
+        print("the program ends" in str(error), front.engine.get(container.id).stop(0).exit_code)
+    await front.close()
+    print(front.store.is_closed)
+
+def refused(*_):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+def stop():
+    _thread.start_new_thread = threading._start_new_thread = refused  # as from Python 3.12 on, where it is so at exit
+    asyncio.run(leave())
+
+atexit.register(stop)
+"""
 BROKEN_LOG = """
 import logging
 
@@ -172,6 +195,15 @@ def test_an_engine_is_of_use_where_no_thread_can_be_started_any_more(state_dir: 
     command = [sys.executable, "-c", LIFE + AT_EXIT, state_dir]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "137 3 2\n", "")
+
+
+def test_tasks_at_the_exit_of_a_program_are_told_and_can_close(state_dir: str) -> None:
+    """Where no thread can be started, they are told to use the engine itself; what is to be closed is closed."""
+    command = [sys.executable, "-c", LIFE + AT_EXIT_IN_TASKS, state_dir]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True 137\nTrue\n", "")
+    with Engine.open(state_dir) as engine:
+        engine.get_sandbox("pod").remove(force=True)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from limpet.engine.state.durable import make_directory
 from limpet.engine.state.entries import require_utf8, resolve_directory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.names import CONTAINERS, IMAGES, SANDBOXES
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.state.steps import run_whole
 from limpet.engine.state.surroundings import require_system_calls
 from limpet.engine.state.turn import Attempt, open_in_parts, require_wait
@@ -83,7 +84,7 @@ _SIDE_BY_SIDE = 16
 """How many sandboxes are set right at a time."""
 
 
-class Engine:
+class Engine(ProcessBound):
     """Containers whose state survives a crash. Open it with `Engine.open`; thread-safe.
 
     Closing the engine leaves its containers running; the next one that is opened finds them again.

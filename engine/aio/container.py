@@ -18,6 +18,7 @@ from limpet.engine.lifecycle.stopping import (
 )
 from limpet.engine.logs import Entry
 from limpet.engine.starters.abilities import Executed, Session, Stats
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import InvalidStateError, NotFoundError, WaitTimeoutError
 from limpet.schema.image import MountType
@@ -28,7 +29,7 @@ _ENTRIES = 256
 """How many entries of a log are read at a time."""
 
 
-class AsyncContainer:
+class AsyncContainer(ProcessBound):
     """One container of an `AsyncEngine`. A task that waits for its end, or for a stop, holds no thread.
 
     A task that is cancelled leaves each step whole: one that has not begun is taken back, and otherwise the task is

@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from limpet.engine.aio.answers import in_own_thread
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.state.turn import Attempt, open_in_parts_async
 
 
-class Closing(ABC):
+class Closing(ProcessBound, ABC):
     """What is open, and is closed at the end of an `async with` block."""
 
     async def __aenter__(self) -> Self:

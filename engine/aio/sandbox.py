@@ -8,6 +8,7 @@ from limpet.engine.aio.container import AsyncContainer
 from limpet.engine.aio.workers import Workers
 from limpet.engine.lifecycle.sandbox import Sandbox, tell_problems
 from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.metadata import SandboxMetadata
@@ -15,7 +16,7 @@ from limpet.schema.sandbox_status import SandboxState, SandboxStatus
 from limpet.schema.status import Status
 
 
-class AsyncSandbox:
+class AsyncSandbox(ProcessBound):
     """One sandbox of an `AsyncEngine`."""
 
     def __init__(self, sandbox: Sandbox, workers: Workers) -> None:

@@ -7,6 +7,7 @@ from typing import Self
 
 from limpet.engine.aio.answers import look_in_own_thread
 from limpet.engine.aio.loops import require_loop
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.store import Cursor, StoreFeed, Wanted
 from limpet.schema.events import Event
 
@@ -63,7 +64,7 @@ class LoopBell:
             self._wake()
 
 
-class AsyncWatch:
+class AsyncWatch(ProcessBound):
     """An asynchronous iterator of events that waits for more. For one task; made by `AsyncStore.watch`.
 
     If the store is closed, whoever waits gets ClosedError. A task that is cancelled while it waits has missed nothing,

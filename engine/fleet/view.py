@@ -17,6 +17,7 @@ from limpet.engine.fleet.address import Address, Connection
 from limpet.engine.fleet.rows import escape, from_record
 from limpet.engine.fleet.shape import has_labels_of
 from limpet.engine.fleet.upgrade import require_current
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.schema.codec import (
     are_sound,
     label_text,
@@ -110,7 +111,7 @@ class _Known(NamedTuple):
     """None if they cannot be read: then it vouches for nothing."""
 
 
-class Fleet:
+class Fleet(ProcessBound):
     """The records of many nodes. It writes nothing. Threads may share it, and take turns.
 
     It may be kept open: a connection that was lost, or that an interrupt has left amid an answer, is made anew. In a

@@ -29,6 +29,7 @@ from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
 from limpet.engine.state.presence import is_there
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.store import (
     Filter,
     Listing,
@@ -96,7 +97,7 @@ class SandboxView(NamedTuple):
     damage: str = ""
 
 
-class Snapshot:
+class Snapshot(ProcessBound):
     """The records at the time of opening; each container is observed when it is requested."""
 
     def __init__(self, path: str, node: str, source: Source) -> None:

@@ -29,6 +29,7 @@ from limpet.engine.starters.abilities import (
     Stats,
     lacks,
 )
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import (
     ClosedError,
@@ -48,7 +49,7 @@ from limpet.schema.status import ContainerState, Status, find_exit_code
 DEFAULT_EXEC_TIMEOUT_SECONDS = 60.0
 
 
-class Container:
+class Container(ProcessBound):
     """One container of an engine. Several may stand for the same one: what is true is in the store.
 
     Steps of one container exclude each other; different containers do not wait for one another.

@@ -17,6 +17,7 @@ from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.stopping import DEFAULT_STOP_TIMEOUT_SECONDS, carry_out_stop, request_stop
 from limpet.engine.lifecycle.stops import carry_out_stops, finish_stops, try_each
 from limpet.engine.starters.abilities import Furnisher
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.store import Draft
 from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import (
@@ -36,7 +37,7 @@ from limpet.schema.telling import get_log
 _log = get_log("limpet.sandbox")
 
 
-class Sandbox:
+class Sandbox(ProcessBound):
     """One sandbox of an engine."""
 
     def __init__(self, runtime: Runtime, metadata: SandboxMetadata) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import Status
 
 
-class Record:
+class Record(ProcessBound):
     """One container: its id and the status it had when it was read. The metadata is read when asked for."""
 
     __slots__ = ("_load_metadata", "id", "status", "version")

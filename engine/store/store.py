@@ -19,6 +19,7 @@ from limpet.engine.database.sqlite import open_database
 from limpet.engine.state.descriptors import system_errors_told
 from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.state.steps import may_be_called_again, run_whole, whole
 from limpet.engine.state.turn import require_wait
 from limpet.engine.store.commit import Committer, Request
@@ -63,7 +64,7 @@ _APPLY_TRIES, _TRIES_AT_ONCE, _APPLY_PAUSE_SECONDS = 1000, 10, 0.005
 """How often memory is changed as the disk was, and when to pause: memory that is short may be free again soon."""
 
 
-class Store:
+class Store(ProcessBound):
     """The records of one node's containers and sandboxes. Thread-safe. Open it with `Store.open`.
 
     Whatever is not finished is Unknown when the store is opened, until `recover` or a checkpoint says what is

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Protocol, Self
 
 from limpet.engine.database import EventPage
+from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.store.match import Filter
 from limpet.schema.codec import row_to_event
 from limpet.schema.errors import CursorTooOldError, InvalidInputError, StoreDamagedError, quote
@@ -140,7 +141,7 @@ class Cursor:
         return None
 
 
-class Watch:
+class Watch(ProcessBound):
     """An iterator of events that waits for more. For one thread; made by `Store.watch` and `Snapshot.watch`.
 
     If the store or the snapshot is closed, whoever waits gets ClosedError. After an interrupt it is known what was

@@ -1,9 +1,11 @@
 """What users do with containers and sandboxes beside running them: find, compare, remove, prune."""
 
 import asyncio
+import copy
 import gc
 import inspect
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from limpet.engine import Container, Engine, Sandbox, errors
 from limpet.engine.aio import AsyncEngine
 from limpet.engine.control import ask_live
 from limpet.engine.control.requests import Stop, Wait
+from limpet.engine.inspection import Snapshot
 from limpet.engine.lifecycle.prune import prune
 from limpet.recovery.thread import Thread
 from limpet.schema import ContainerState
@@ -385,3 +388,21 @@ def test_a_handle_is_shown_once_its_engine_is_closed(state_dir: str) -> None:
         pod = engine.create_sandbox({"metadata": {"name": "pod"}})
         container = engine.create_container(config("c", "true"), pod, id="c")
     assert repr(container) == "<Container c: closed>"
+
+
+def test_what_belongs_to_a_process_is_not_handed_to_another(engine: Engine, pod: Sandbox) -> None:
+    """As to one of multiprocessing: that says what to hand over instead; a copy is the same, also within a dict."""
+    container = engine.create_container(config("one", "true"), pod)
+    front = AsyncEngine(engine)
+
+    async def find() -> list[object]:
+        return [await front.get("one"), await front.get_sandbox("p0d"), front.store.watch()]
+
+    with Snapshot.open(engine.store.directory.path) as snapshot:
+        store = engine.store
+        bound = [engine, container, pod, store, store.get("one"), store.watch(), snapshot, front, front.store]
+        for one in bound + asyncio.run(find()):
+            with pytest.raises(TypeError, match=f"{type(one).__name__} belongs to this process .* paths and ids"):
+                pickle.dumps(one)
+            assert copy.copy(one) is copy.deepcopy({"one": one})["one"] is one
+    assert pickle.loads(pickle.dumps(container.status)) == container.status

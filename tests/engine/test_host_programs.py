@@ -261,6 +261,29 @@ def test_a_sandbox_that_refuses_younger_calls_is_no_obstacle(state_dir: str, cal
     assert (done.returncode, done.stdout, done.stderr) == (0, "137\n", ""), call
 
 
+NO_LOG = """
+logged = {"metadata": {"name": "two"}, "image": {"image": "host"}, "command": ["echo"], "log_path": "log"}
+try:
+    engine.create_container(logged, pod).start()
+except errors.StartError as error:
+    print(str(error).rpartition("[Errno 1] ")[2])
+print(container.stop(0).exit_code)
+pod.remove(force=True)
+engine.close()
+"""
+
+
+def test_a_sandbox_in_which_no_output_can_be_copied_is_told(state_dir: str) -> None:
+    """A log would stay empty, and nobody would know why; what asks for none runs."""
+    number = {"x86_64": 276, "aarch64": 77}.get(os.uname().machine)
+    if number is None:
+        pytest.skip("the number of tee(2) is not known here")
+    command = [sys.executable, "-c", f"{REFUSE}\n{LIFE}\n{NO_LOG}", state_dir, str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    told = "its log cannot be written: tee(2): Operation not permitted"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{told}\n137\n", "")
+
+
 def test_a_stop_whose_end_cannot_be_written_down_says_so() -> None:
     """And not that the process has not ended."""
     with pytest.raises(

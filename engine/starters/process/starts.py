@@ -89,7 +89,7 @@ class Starts:
         except (KeeperError, UnsupportedError) as error:
             raise StartError(str(error)) from error
         except OSError as error:
-            name = quote_path(error.filename or "its process")
+            name = quote_path(error.filename) if error.filename else "its process cannot be made"
             raise StartError(f"{name}: {error.strerror}") from error
         try:
             requested = launch.resources

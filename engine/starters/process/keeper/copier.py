@@ -69,6 +69,20 @@ def run(link: socket.socket, directory: int) -> NoReturn:
     os._exit(0)
 
 
+def require_peek() -> None:
+    """Raise OSError where a sandbox around us refuses what output is copied by: a log would stay empty."""
+    pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    peek = _Peek()
+    try:
+        peek(pipe[0])
+    except OSError as error:
+        raise OSError(error.errno, f"its log cannot be written: tee(2): {error.strerror}") from error
+    finally:
+        for descriptor in pipe:
+            close(descriptor)
+        peek.close()
+
+
 class _Container:
     def __init__(self, id: str, log: Log) -> None:
         self.id = id
@@ -392,10 +406,14 @@ class _Peek:
         try:
             return bytes(self._room[: os.readv(read_end, [self._room])])
         except OSError:
-            self._pipe = ()  # what stays in it would be read twice
-            close(read_end)
-            close(write_end)
+            self.close()  # what stays in it would be read twice
             raise
+
+    def close(self) -> None:
+        """Close its pipe; it makes another when it is used again."""
+        pipe, self._pipe = self._pipe, ()
+        for descriptor in pipe:
+            close(descriptor)
 
 
 def _has_no_writer(fifo: int) -> bool:

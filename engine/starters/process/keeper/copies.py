@@ -36,6 +36,7 @@ class Copies:
         self._unsent: dict[str, Sequence[int]] = {}  # the log directory with it, if somebody has opened it
         self._troubles: dict[str, str] = {}  # why a log cannot be written
         self._released: set[str] = set()  # their output need not wait for a log that cannot be written
+        self._can_peek = False  # until that is known
         self._started_at = 0.0
         self._watch: Callable[[int, Callable[[], None]], None]
         self._unwatch: Callable[[int], None]
@@ -73,6 +74,9 @@ class Copies:
 
         What is in pipes that it had before is copied on, as long as this copier lives.
         """
+        if not self._can_peek:
+            copier.require_peek()
+            self._can_peek = True
         pipes = _name_pipes(key, log)
         self._remove(key, pipes, _STREAMS)
         opened = []

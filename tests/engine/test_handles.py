@@ -164,7 +164,7 @@ def test_deleting_what_is_gone_does_nothing(engine: Engine, pod: Sandbox) -> Non
     assert engine.store.delete(container.id) is False
     assert neighbour.state is ContainerState.CREATED
     assert "deleted" in repr(container)
-    with pytest.raises(errors.InvalidStateError, match="1 containers"):
+    with pytest.raises(errors.InvalidStateError, match="it has containers that have not ended"):
         pod.remove()
     neighbour.remove()
     assert (pod.delete(), pod.delete(), pod.remove(force=True)) == (True, False, False)

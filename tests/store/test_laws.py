@@ -65,7 +65,7 @@ def test_add_get_list_delete(store: Store) -> None:
         (store.list(labels={"tier": "db", "zone": "c"}), []),
     ):
         assert [record.id for record in found] == wanted
-    with pytest.raises(errors.InvalidStateError, match="1 containers"):
+    with pytest.raises(errors.InvalidStateError, match=r"still has containers \(alpine\)"):
         store.delete_sandbox("t")
     store.delete("alpine")
     store.delete_sandbox("t")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from limpet.engine.database.sqlite.shared_memory import SharedMemory
 from limpet.engine.state.durable import open_made
 from limpet.schema.errors import (
     ClosedError,
@@ -66,8 +67,12 @@ def connect_writer(path: str, pragmas: Pragmas = WRITER_PRAGMAS) -> sqlite3.Conn
     Only `close_writer` closes it: one that was closed because nobody had it any more, amid an interrupt, by the garbage
     collector or at the interpreter's end, would remove the WAL, and nobody would have noted that.
 
-    Raises UnsupportedError where SQLite or the file system does not give these settings, StoreError otherwise.
+    Raises UnsupportedError where SQLite or the file system does not give these settings, DiskFullError where its
+    shared memory has no room, StoreError otherwise.
     """
+    memory = SharedMemory(path)
+    memory.require_room()
+    memory.require_whole()  # others in this process may have it open
     connection = _connect(path, "rw", sqlite3.Connection)  # which has no WAL open before it was asked something
     keep_open(connection)
     try:
@@ -79,6 +84,7 @@ def connect_writer(path: str, pragmas: Pragmas = WRITER_PRAGMAS) -> sqlite3.Conn
                     f"{path}: SQLite {sqlite3.sqlite_version} answers {name} = {found and found[0]!r},"
                     f" not {expected!r}; commits would not be durable here"
                 )
+        memory.take_room()
     except BaseException:
         close_writer(connection)
         raise
@@ -113,7 +119,9 @@ def connect_reader(path: str, *, immutable: bool = False) -> ReadConnection:
     Where nobody has it open and it has no WAL, `immutable` keeps SQLite from making one, and from locking
     anything; what was read is only worth something if the file has not changed meanwhile.
     """
-    return _connect(path, "ro&immutable=1" if immutable else "ro", ReadConnection)
+    connection = _connect(path, "ro&immutable=1" if immutable else "ro", ReadConnection)
+    connection.execute("PRAGMA mmap_size = 0")  # some SQLites map the database: who cuts that would end us by SIGBUS
+    return connection
 
 
 def _connect(path: str, mode: str, kind: type[_Connection]) -> _Connection:

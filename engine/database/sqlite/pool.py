@@ -21,6 +21,7 @@ from limpet.engine.database.sqlite.connection import (
     translate,
 )
 from limpet.engine.database.sqlite.file_identity import look_at
+from limpet.engine.database.sqlite.shared_memory import SharedMemory
 from limpet.recovery.queues import Empty, Queue
 from limpet.schema.errors import ClosedError, LimpetError, StoreError
 
@@ -45,6 +46,7 @@ class Pool:
         """Open the first. Raises StoreError."""
         self._path = path
         self._is_immutable = immutable
+        self._memory = None if immutable else SharedMemory(path)
         self._open: WeakSet[ReadConnection] = WeakSet()
         self._idle: Queue[ReadConnection] = Queue()  # which a finalizer may use amid any use of it
         self._is_closed = False
@@ -81,6 +83,8 @@ class Pool:
 
     def take(self) -> ReadConnection:
         """Return a connection, which is to be given back. Raises StoreError."""
+        if self._memory is not None:
+            self._memory.require_whole()
         try:
             return self._idle.get_nowait()
         except Empty:
@@ -112,6 +116,9 @@ class Pool:
         self._open.discard(connection)
 
     def _connect(self) -> ReadConnection:
+        if self._memory is not None:
+            self._memory.require_room()
+            self._memory.require_whole()  # others in this process may have it open
         try:
             connection = connect_reader(self._path, immutable=self._is_immutable)
         except sqlite3.Error as error:

@@ -26,6 +26,7 @@ from limpet.engine.database.sqlite.connection import (
 from limpet.engine.database.sqlite.event_log import EventLog
 from limpet.engine.database.sqlite.file_identity import look_at
 from limpet.engine.database.sqlite.labels import delete_labels, insert_labels
+from limpet.engine.database.sqlite.shared_memory import SharedMemory
 from limpet.schema.errors import (
     ClosedError,
     OutcomeUnknownError,
@@ -56,6 +57,7 @@ class Writer:
         self._node = node
         self._ring = ring
         self._log = EventLog(path, node)
+        self._memory = SharedMemory(path)
         self._epoch = 0
         self._broken: StoreError | None = None
         self._is_closing = False
@@ -153,6 +155,7 @@ class Writer:
             raise ClosedError("the store is closed; open it again")
         if self._broken is not None:
             raise type(self._broken)(f"{self._broken}; nothing is written until the store is opened again")
+        self._memory.require_whole()
         try:
             self._execute(changes)
         except _SQLITE_ERRORS as error:
@@ -176,6 +179,7 @@ class Writer:
         self._broken = OutcomeUnknownError(f"{self._path}: the commit failed ({error!r}) and was not read back")
         try:
             self._require_same_files()
+            self._memory.require_whole()
             close_writer(self._connection)
             self._connection = connect_writer(self._path, self._pragmas)
             landed = self._find(changes)
@@ -211,6 +215,7 @@ class Writer:
         self._is_closing = True
         if self._is_closed:
             return
+        self._memory.require_whole()
         try:
             if before_unlink is not None and self._broken is None and not self._is_noted:
                 if self._connection.in_transaction:  # an interrupt cut its end off
@@ -366,6 +371,7 @@ class Writer:
                 self._allowed_wal_bytes = 2 * self._wal_bytes
 
     def _read_all(self, statement: str, *parameters: object) -> list[AnyRow]:
+        self._memory.require_whole()
         try:
             return fetch_all(self._connection, statement, (self._node, *parameters))
         except (UnicodeEncodeError, OverflowError):  # what cannot be written is in no row
@@ -374,6 +380,7 @@ class Writer:
             raise translate(self._path, error) from error
 
     def _read_one(self, statement: str, parameters: AnyRow) -> AnyRow | None:
+        self._memory.require_whole()
         try:
             row: AnyRow | None = self._connection.execute(statement, parameters).fetchone()
         except (UnicodeEncodeError, OverflowError):  # as in `_read_all`

@@ -276,9 +276,11 @@ class Engine(ProcessBound):
             if not self._is_closed:
                 self._control.leave()
                 self._runtime.close()
-                self.store.close()
-                self._runtime.ring_all()
-                self._control.close()
+                try:
+                    self.store.close()
+                finally:  # on a full disk, for example: who waits, and who asks by the socket, is told all the same
+                    self._runtime.ring_all()
+                    self._control.close()
                 self._is_closed = True
 
     def create_sandbox(

@@ -1,6 +1,7 @@
 """The control socket: private, bounded, harmless to the engine behind it, and replaced after a kill."""
 
 import os
+import resource
 import signal
 import socket
 import stat
@@ -37,6 +38,7 @@ from limpet.engine.control.requests import (
 from limpet.recovery.report import Report
 from limpet.schema import errors
 from limpet.schema.status import ContainerState
+from limpet.testing import FakeStarter
 from tests.conftest import EngineProcess, count_sockets, in_thread, wait_until
 from tests.failures import Failing
 from tests.stops import stop_by_signal
@@ -323,6 +325,32 @@ def test_a_close_tells_those_who_wait(state_dir: str) -> None:
     with Engine.open(state_dir) as again:
         again.get("c").stop(0)
         assert again.get("c").state is ContainerState.EXITED
+
+
+def test_a_close_that_fails_tells_those_who_wait(state_dir: str) -> None:
+    """On a disk that takes nothing more: the error is raised, nobody waits on, and nobody answers at the socket."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    starter = FakeStarter()
+    engine = Engine.open(state_dir, starter=starter)
+    sandbox = engine.create_sandbox({"metadata": {"name": "pod"}})
+    container = engine.create_container({"metadata": {"name": "c"}, "image": {"image": "host"}}, sandbox)
+    container.start()
+    waiting = [in_thread(container.wait), in_thread(lambda: ask_live(state_dir, Wait(id=container.id)))]
+    wait_until(lambda: len(engine._control._callers) == 1, "the request")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(errors.StoreError):
+            engine.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    for thread, outcome in waiting:
+        thread.join(30)
+        assert isinstance(outcome[0], errors.ClosedError)
+    with pytest.raises(NoEngineError):
+        ask_live(state_dir, Info())
+    engine.close()
+    with Engine.open(state_dir, starter=starter) as again:
+        assert again.get("c").state is ContainerState.RUNNING
 
 
 def test_a_fork_does_not_keep_the_engine_up(state_dir: str) -> None:

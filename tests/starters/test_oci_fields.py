@@ -28,7 +28,7 @@ GIVEN: Mapping[str, Any] = {
     "working_dir": "/tmp",
     "envs": [{"key": "A", "value": "b"}],
     "mounts": [{"container_path": "/mnt", "host_path": "/tmp"}],
-    "devices": [{"container_path": "/dev/mine", "host_path": "/dev/null", "permissions": "r"}],
+    "devices": [{"container_path": "/dev/mine", "host_path": "/dev/null", "permissions": "rwm"}],
     "tty": True,
     f"{_LIMITS}.cpu_period": "50000",
     f"{_LIMITS}.cpu_quota": "20000",

@@ -350,6 +350,43 @@ def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
     shared.create_container(config("plain", "true"), runtime, strict=True)
 
 
+TRY_DEVICE = """
+(: < /dev/mine) 2>&1 | grep -q 'not permitted' || echo r
+(: >> /dev/mine) 2>&1 | grep -q 'not permitted' || echo w
+busybox mknod /work/node c $NUMBER 2>/dev/null && echo m
+true
+"""
+DEVICES = {
+    "null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0), "ptmx": (5, 2),
+    "pts": (136, 0), "console": (5, 1), "tun": (10, 200), "mem": (1, 1), "fuse": (10, 229),
+}  # fmt: skip
+OF_ALL = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts"}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_permissions_of_devices_are_in_force_or_told(shared: Engine, runtime: str, name: str, tmp_path: Path) -> None:
+    """Of some the runtimes let every container use them, and all can be made by who may make any."""
+    number = DEVICES[name]
+    path = str(tmp_path / name)
+    os.mknod(path, 0o20666, os.makedev(*number))
+    for permissions, drop in (("r", []), ("r", ["MKNOD"]), ("w", ["MKNOD"])):
+        device = {"container_path": "/dev/mine", "host_path": path, "permissions": permissions}
+        linux = {"security_context": {"capabilities": {"drop_capabilities": drop}}}
+        script = TRY_DEVICE.replace("$NUMBER", "{} {}".format(*number))
+        asked = config(f"{runtime}-{name}-{permissions}-{len(drop)}", script, devices=[device], linux=linux)
+        container = shared.create_container(asked, runtime)
+        container.start()
+        container.wait(20)
+        found, told = set(read_output(container, 0)), dict(container.status.unapplied)
+        is_of_all = name in OF_ALL or (runtime, name) == ("crun", "console")
+        if (runtime, name) != ("runc", "tun"):  # differs between its versions
+            assert found == ({"r", "w"} if is_of_all else {permissions}) | ({"m"} if not drop else set())
+            assert ("read and write" in told.get("devices.permissions", "")) is is_of_all
+        assert found <= {*permissions} or set(told) == {"devices.permissions"}
+        assert ("CAP_MKNOD" in told.get("devices.permissions", "")) is (not drop)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_a_privileged_one_has_all_the_same_is_listed(shared: Engine, runtime: str) -> None:
     """As nothing is taken from it: by the name of each field that asks for less."""

@@ -13,7 +13,7 @@ from limpet.engine.starters.oci.rootless import is_rootless, name_engine
 from limpet.engine.starters.oci.tools import has_controller
 from limpet.engine.starters.process.keeper.root import open_in_root
 from limpet.engine.starters.users import is_in_user_namespace
-from limpet.schema.cri import ContainerConfig, LinuxContainerResources, Mount
+from limpet.schema.cri import ContainerConfig, Device, LinuxContainerResources, Mount
 from limpet.schema.errors import InvalidInputError, quote_path
 from limpet.schema.lengths import require_path_fits, require_same_bytes
 from limpet.schema.status import Resources
@@ -37,6 +37,12 @@ _OF_KERNEL = ("/proc/", "/sys/", "/dev/pts/", "/dev/mqueue/")
 """File systems in which the kernel makes all that is there."""
 _ALL = "rwm"
 """All that a device may be used for: to be read, to be written, and to be made."""
+_PSEUDOTERMINALS = 136
+"""Their major number."""
+_ALLOWED = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)})
+"""Major and minor numbers of /dev/null, zero, full, random, urandom, tty and ptmx: both runtimes allow them to all."""
+_ALLOWED_BY = {"runc": (10, 200), "crun": (5, 1)}
+"""What each does beside that: /dev/net/tun, not in all versions, and /dev/console."""
 _MOUNTED = ("/dev/mqueue", "/dev/pts", "/dev/shm")  # noqa: S108
 """What each container has mounted in /dev: a device made there is hidden, and one in /dev/shm, which the containers of
 a sandbox share, can be opened by nobody."""
@@ -164,13 +170,37 @@ def make_devices(
     return devices, rules
 
 
-def find_unrestricted(config: ContainerConfig, *, privileged: bool) -> str:
-    """Return why a device may be used in more ways than its permissions say, "" if none may."""
-    if all(set(each.permissions or _ALL) == set(_ALL) for each in config.devices):
+def find_unrestricted(config: ContainerConfig, *, privileged: bool, kind: str, makes_nodes: bool) -> str:
+    """Return why a device may be used in more ways than its permissions say, "" if none may.
+
+    `kind` is the runtime's, and `makes_nodes` says that the container has CAP_MKNOD.
+    """
+    limited = [each for each in config.devices if set(each.permissions or _ALL) != set(_ALL)]
+    if not limited:
         return ""
     if _shares_devices():
         return f"{name_engine()} restricts none: what the device's own mode allows is allowed"
-    return "a privileged container may use all devices" if privileged else ""
+    if privileged:
+        return "a privileged container may use all devices"
+    free = [
+        each.host_path for each in limited if _is_allowed_to_all(each, kind) and not {"r", "w"} <= {*each.permissions}
+    ]
+    made = [each.host_path for each in limited if "m" not in each.permissions] if makes_nodes else []
+    told = (
+        (free, f"{kind} lets every container read and write"),
+        (made, "with CAP_MKNOD, unless that is dropped, every container may make"),
+    )
+    return "; ".join(f"{why} {', '.join(map(quote_path, paths))}" for paths, why in told if paths)
+
+
+def _is_allowed_to_all(device: Device, kind: str) -> bool:
+    """Return whether a runtime lets every container read and write a device, whatever the config says of it."""
+    with suppress(OSError, ValueError):
+        found = os.stat(device.host_path)
+        number = os.major(found.st_rdev), os.minor(found.st_rdev)
+        is_one = number in _ALLOWED or number == _ALLOWED_BY.get(kind) or number[0] == _PSEUDOTERMINALS
+        return stat.S_ISCHR(found.st_mode) and is_one
+    return False
 
 
 def _shares_devices() -> bool:

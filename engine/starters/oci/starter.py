@@ -189,7 +189,8 @@ class OciStarter:
     def find_unapplied(self, launch: Launch) -> dict[str, str]:
         """Return what the config asks for and is not done, by the field's name, with the reason."""
         is_apart = len(self._runtime.command()) > 1
-        return find_unapplied(launch, is_unified=has_unified_cgroups(), is_apart=is_apart)
+        kind = self._runtime.kind
+        return find_unapplied(launch, is_unified=has_unified_cgroups(), is_apart=is_apart, kind=kind)
 
     def keeps(self, container_id: str) -> bool:
         """Say whether a start of the container has left anything."""

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from limpet.engine.starters.contract import Launch
 from limpet.engine.starters.oci.annotations import find_orders
 from limpet.engine.starters.oci.apparmor import choose_apparmor
-from limpet.engine.starters.oci.capabilities import find_missing, find_undropped
+from limpet.engine.starters.oci.capabilities import choose, find_missing, find_undropped
 from limpet.engine.starters.oci.mounts import find_lost_propagation, mounts_of, place_of
 from limpet.engine.starters.oci.namespaces import (
     JOINED,
@@ -46,10 +46,11 @@ _HOST_USERS = "its users are those of the host"
 _EACH = "limits are those of each container"
 
 
-def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[str, str]:
+def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool, kind: str) -> dict[str, str]:
     """Return the name of each field that asks for what is not done, and why; a sandbox's with "sandbox." before it.
 
     `is_apart` says that the runtime works in a mount namespace of its own, so that nothing mounted reaches the host.
+    `kind` is the runtime's.
     """
     config, context = launch.metadata.config, security_of(launch.metadata.config)
     found = {name: why for name, why, asks in _FIELDS if asks(config)}
@@ -64,7 +65,8 @@ def find_unapplied(launch: Launch, *, is_unified: bool, is_apart: bool) -> dict[
     orders = find_orders(config)
     if orders:
         found["annotations"] = orders
-    if why := find_unrestricted(config, privileged=context.privileged):
+    chosen, _ = choose(context.capabilities or Capability(), privileged=context.privileged)
+    if why := find_unrestricted(config, privileged=context.privileged, kind=kind, makes_nodes="MKNOD" in chosen):
         found["devices.permissions"] = why
     found |= _find_namespaces(launch)
     others = [kind for kind in launch.namespaces if kind not in JOINED]

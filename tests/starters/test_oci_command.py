@@ -14,6 +14,13 @@ from limpet.engine.starters.oci.command import Outcome, reap, run, shorten
 from tests.conftest import wait_until
 from tests.starters.oci import is_over
 
+OF_NSEXEC = r"""
+time="x" level=fatal msg="nsexec-1[12]: failed to set \"x\": No such thing"
+time="x" level=fatal msg="nsexec-0[11]: failed to sync with stage-1: next state: Success"
+time="x" level=error msg="runc create failed: can't get final child's PID from pipe: EOF"
+"""
+"""What runc writes where it has not yet come to be a program in Go."""
+
 
 @pytest.mark.parametrize(
     ("said", "line"),
@@ -36,6 +43,7 @@ from tests.starters.oci import is_over
         ("panic: gone\n\ngoroutine 1:\n", "panic: gone"),
         ("runtime: cannot map pages\nstack\n", "runtime: cannot map pages"),
         ("runtime/cgo: pthread_create failed\nx\n", "runtime/cgo: pthread_create failed"),
+        (OF_NSEXEC, 'failed to set "x": No such thing'),
         ("y" * 600, "y" * 500),
         ("no \x07bell, \x1b]0;title\x9c, tab\tor \u202eback\n", r"no \x07bell, \x1b]0;title\x9c, tab\tor \u202eback"),
     ],
@@ -46,6 +54,24 @@ def test_the_line_that_says_what_is_wrong(said: str, line: str) -> None:
     What a terminal would take for an order is escaped.
     """
     assert shorten(said) == line
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("unable to join session keyring: unable to create session key: disk quota exceeded", "kernel/keys/"),
+        ("create keyring `x`: Disk quota exceeded", "kernel/keys/"),
+        ("unshare: No space left on device", "/proc/sys/user/max_"),
+        ("failed to unshare remaining namespaces (except cgroupns): No space left on device", "/proc/sys/user/max_"),
+        ("write /state/x: no space left on device", ""),
+        ("write /state/key: disk quota exceeded!", ""),
+    ],
+)
+def test_what_has_run_out_is_named(said: str, names: str) -> None:
+    """Where the kernel says so in words that mean a disk; a disk is a disk."""
+    found = shorten(said)
+    assert found.startswith(said)
+    assert (names in found) if names else found == said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -437,3 +438,50 @@ def test_cgroups_that_a_user_may_make_are_known_and_removed(home: str) -> None:
 
 UNIFIED = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 """Where cgroup v2 may be mounted."""
+
+
+NO_KEYS = """
+import ctypes, platform
+libc, number, add = ctypes.CDLL(None), 0, {"x86_64": 248, "aarch64": 217}[platform.machine()]
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, runtime_handler="runc")
+before = engine.create_container(config("before", "sleep 1000"), sandbox)
+before.start()
+while libc.syscall(add, b"user", f"{number}".encode(), b"x", 1, -2) != -1:  # in the keyring of this process
+    number += 1
+for begin in (engine.create_container(config("one", "true"), sandbox).start, lambda: before.execute(["true"])):
+    try:
+        begin()
+    except errors.StartError as error:
+        print(error)
+before.stop(0)
+engine.close()
+"""
+NO_NAMESPACES = """
+load_busybox(engine, home / "image", needs_root=False)
+sandbox = engine.create_sandbox({"metadata": {"name": "a"}}, runtime_handler="runc")
+pathlib.Path("/proc/sys/user/max_net_namespaces").write_text("0")
+try:
+    engine.create_container(config("one", "true"), sandbox).start()
+except errors.StartError as error:
+    print(error)
+engine.close()
+"""
+
+
+def test_no_more_keys(home: str) -> None:
+    """runc makes a keyring for each container and each command, and says that a disk is full: the limit is named."""
+    require_tools(*TOOLS)
+    lines = run(home, NO_KEYS).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert re.search(
+            "no more keys.* user [0-9]+ has [0-9]+ of [0-9]+ keys, and .* /proc/sys/kernel/keys/maxkeys", line
+        )
+
+
+def test_no_more_namespaces(home: str) -> None:
+    """Of its beginnings runc says last that they have ended, and before that why."""
+    require_tools(*TOOLS)
+    (line,) = run(home, NO_NAMESPACES, inside=["unshare", "--user", "--map-root-user"]).splitlines()
+    assert re.search("failed to unshare .*: no more namespaces; raise .* /proc/sys/user/max_", line)

@@ -10,12 +10,15 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from limpet.engine.starters.oci.child import UNKNOWN, WHY_UNKNOWN, Child
+from limpet.engine.starters.oci.exhausted import name_exhausted
 from limpet.engine.starters.oci.family import have_go_on, kill_family
 from limpet.engine.state.pipes import write_to_pipe
 
 _OUTPUT_BYTES = 64 << 10
 _CRASHES = ("fatal error:", "panic:", "runtime/cgo:", "runtime:")
 """How a line begins after which a program written in Go, such as runc, writes pages of where it was."""
+_NSEXEC = re.compile(r'.*\blevel=fatal msg="nsexec-\d+\[\d+\]: (.*)')
+"""What runc's own beginnings say, which are no Go: what comes after is that they have ended."""
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _STAMP = re.compile(r"^([A-Z]{4}\[\d+\] *|\d{4}-\d\d-\d\dT[\d:.]+Z: *)+")
 """What runc and crun begin a line with on a terminal."""
@@ -55,14 +58,18 @@ class Outcome(NamedTuple):
 def shorten(text: str) -> str:
     """Return the line of what a runtime says that tells what is wrong, without its time and level: mostly the last.
 
-    Of a document that it cannot read, crun shows where below the error, in lines that are indented.
+    Of a document that it cannot read, crun shows where below the error, in lines that are indented. What has run out
+    is named, with what to do.
     """
-    said = _COLOR.sub("", text).split("\n")
-    lines = [line for each in said if (line := _STAMP.sub("", each.strip())) and not each.startswith(" ")]
-    lines = lines or [line for each in said if (line := _STAMP.sub("", each.strip()))]
+    written = _COLOR.sub("", text).split("\n")
+    lines = [line for each in written if (line := _STAMP.sub("", each.strip())) and not each.startswith(" ")]
+    lines = lines or [line for each in written if (line := _STAMP.sub("", each.strip()))]
     line = next((each for each in lines if each.startswith(_CRASHES)), lines[-1] if lines else "")
     _, found, message = line.partition('msg="')
-    return escape(message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
+    if begun := next(filter(None, map(_NSEXEC.fullmatch, lines)), None):
+        found, message = "nsexec", begun[1]
+    said = escape(message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
+    return name_exhausted(said)
 
 
 def escape(text: str) -> str:

@@ -6,6 +6,9 @@ from contextlib import suppress
 
 _KEYS = re.compile(r"\b(session key|keyring)\b.*quota exceeded", re.IGNORECASE)
 _NAMESPACES = re.compile(r"\b(unshare|clone|nsexec)\b.*no space left on device", re.IGNORECASE)
+_PROCESSES = re.compile(
+    r"\b(spawn|fork|clone|thread|pthread_create)\b.*(resource temporarily unavailable|errno=11)", re.IGNORECASE
+)
 
 
 def name_exhausted(problem: str) -> str:
@@ -16,6 +19,11 @@ def name_exhausted(problem: str) -> str:
         return (
             f"{problem}: no more namespaces; raise their limits, /proc/sys/user/max_*_namespaces, or that of mounts,"
             " /proc/sys/fs/mount-max, or have fewer; pid and user namespaces can be 32 deep"
+        )
+    if _PROCESSES.search(problem):
+        return (
+            f"{problem}: no more processes; raise the limit of this user (ulimit -u), of a cgroup above (pids.max), or"
+            " /proc/sys/kernel/threads-max or pid_max, or have fewer"
         )
     return problem
 

@@ -258,6 +258,37 @@ def test_only_a_cgroup_that_was_given_away_takes_others(
     assert refused.value.filename == str(own)
 
 
+@pytest.mark.parametrize(
+    ("inside", "mark", "is_taken"),
+    [
+        ("user@7.service/app.slice/job.service/engine", "user@7.service", True),
+        ("user@7.service/app.slice/job.scope/engine", "user@7.service", True),
+        ("user@7.service/app.slice/job.service/engine", "", False),
+        ("user@7.service/app.slice/job.service/engine/deeper", "user@7.service", False),
+        ("user@7.service/app.slice/job.service", "user@7.service", False),
+        ("user@7.service/app.slice/job.slice", "user@7.service", False),
+        ("job.service/inner.scope", ".", False),
+        ("job.service/engine", ".", False),
+    ],
+)
+def test_a_unit_of_a_users_systemd_takes_others(tmp_path: Path, inside: str, mark: str, is_taken: bool) -> None:
+    """It has no mark of its own, for that systemd sets none; what the machine's gave to the user has."""
+    own = tmp_path / "top" / inside
+    own.mkdir(parents=True)
+    (own / "cgroup.type").touch()
+    if mark:
+        try:
+            os.setxattr(tmp_path / "top" / mark, "user.delegate", b"1")
+        except OSError:
+            pytest.skip("this file system keeps no marks")
+    cgroups = Cgroups({}, str(own), str(tmp_path / "top"))
+    if is_taken:
+        assert cgroups.find_v2_parent() == str(own.parent)
+        return
+    with pytest.raises(OSError, match="this process is in it"):
+        cgroups.find_v2_parent()
+
+
 class Held:
     """Children that wait at a pipe, and the container id they are limited under."""
 
@@ -599,6 +630,26 @@ def test_v2_is_used_where_it_is_delegated(held: Held, unit_cgroup: Path) -> None
     assert f"/{unit_cgroup.name}/limpet-{held.id}\n" in told["cgroups"]  # type: ignore[operator]
     assert "no controller 'misc' here" in told["unapplied"]["unified"]  # type: ignore[index]
     assert told["left"] == []
+
+
+def test_v2_is_used_in_a_unit_of_a_users_systemd(held: Held, unit_cgroup: Path) -> None:
+    """Its cgroup is below one that is delegated to the user, bears no mark itself, and belongs to whom it is for."""
+    requested = LinuxContainerResources(hugepage_limits=(HugepageLimit(page_size="2MB", limit=4 * MEBIBYTE),))
+    job = unit_cgroup / "job.service"
+    (job / "engine").mkdir(parents=True)
+    try:
+        (unit_cgroup / "cgroup.subtree_control").write_text("+hugetlb")
+        os.setxattr(unit_cgroup, "user.delegate", b"1")
+        for owner, applied in ((NOBODY, ["hugepage_limits"]), (0, [])):
+            for path in (unit_cgroup, unit_cgroup / "cgroup.procs", job, job / "cgroup.procs"):
+                os.chown(path, owner, owner)
+            os.chown(job / "cgroup.subtree_control", owner, owner)
+            told = call_as(NOBODY, str(job / "engine"), lambda: limit_a_child(held.id, requested))
+            assert isinstance(told, dict)
+            assert (told["applied"], told["left"]) == (applied, [])
+    finally:
+        (job / "engine").rmdir()
+        job.rmdir()
 
 
 def test_a_container_says_what_limits_it(engine: Engine) -> None:

@@ -9,6 +9,9 @@ from limpet.recovery.mounts import MOUNTINFO, Mount, open_lines, parse_mounts
 
 _DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
 """The extended attributes that systemd sets to "1" on a cgroup it gave away (CGROUP_DELEGATION.md; user.* from 251)."""
+_DELEGATED_UNITS = (".service", ".scope")
+_UNITS = (*_DELEGATED_UNITS, ".slice", ".socket", ".mount", ".swap")
+"""How the names of systemd's own cgroups end."""
 
 
 class Cgroups(NamedTuple):
@@ -28,14 +31,30 @@ class Cgroups(NamedTuple):
         if not os.path.exists(os.path.join(self.v2, "cgroup.type")):
             return self.v2
         parent = os.path.dirname(self.v2)
-        if self.v2 != self.v2_mount_point and _is_delegated(parent):
+        if self.v2 != self.v2_mount_point and (_is_delegated(parent) or self._is_own_of_user_unit(parent)):
             return parent
         raise OSError(
             errno.EBUSY,
             "this process is in it, and a cgroup v2 with processes gives its children no controllers; run the engine "
-            "in a subgroup of a delegated cgroup (systemd: Delegate=yes and DelegateSubgroup=)",
+            "in a subgroup of a delegated cgroup (systemd: Delegate=yes and DelegateSubgroup=, before systemd 254 see "
+            "limpet's page on systemd)",
             self.v2,
         )
+
+    def _is_own_of_user_unit(self, parent: str) -> bool:
+        """Say whether it is the cgroup of a unit of this user's systemd, and we are in a subgroup that somebody made.
+
+        That systemd marks nothing: it has no right to, and does not try. What it has itself was given to it by the
+        machine's, which has marked it.
+        """
+        if not parent.endswith(_DELEGATED_UNITS) or self.v2.endswith(_UNITS):
+            return False
+        with suppress(OSError):
+            while parent != self.v2_mount_point and os.stat(parent).st_uid == os.geteuid():
+                if _is_delegated(parent):
+                    return True
+                parent = os.path.dirname(parent)
+        return False
 
     def find_parents(self) -> tuple[str, ...]:
         """Return every cgroup below which this process may have made one of a container's."""

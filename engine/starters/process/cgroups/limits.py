@@ -2,8 +2,8 @@
 
 The container's cgroup `limpet-ID` is made below the engine's own, so that it never escapes limits that hold for the
 engine. cgroup v2 gives controllers only to children of a cgroup without processes: there the engine has to run
-in the root cgroup, or in a subgroup of one that systemd delegated (Delegate=yes with DelegateSubgroup=).
-No other process is moved, and no limit of another cgroup is changed.
+in the root cgroup, or in a subgroup of one that systemd delegated (Delegate=yes with DelegateSubgroup=), a user's own
+systemd included. No other process is moved, and no limit of another cgroup is changed.
 """
 
 import errno

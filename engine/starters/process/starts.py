@@ -30,6 +30,7 @@ from limpet.schema.file_name import file_name
 from limpet.schema.runtime_spec import Spec
 
 _END_TIMEOUT_SECONDS = 5.0
+_GONE_SECONDS = 0.5
 _LOG_BYTES, _LOG_FILES = 10 << 20, 5
 """When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
 
@@ -102,8 +103,16 @@ class Starts:
                 own=held,
             )
         except BaseException as error:
+            is_hidden = _is_hidden(error, pid, pidfd)
             held.close()
             close_all((pidfd,))
+            if is_hidden:
+                raise StartError(
+                    f"its process, {pid}, lives and /proc does not show it: /proc is mounted with hidepid (proc(5);"
+                    " systemd: ProtectProc=), and the keeper has been begun in another user namespace than this one"
+                    " (systemd: PrivateUsers=); leave one of the two out once the containers that run have ended, or"
+                    " have them ended with the engine"
+                ) from error
             if isinstance(error, OSError):
                 raise StartError(f"its process cannot be identified: {error}") from error
             raise
@@ -217,6 +226,14 @@ class Starts:
 def _open_view(connection: Connection) -> list[int]:
     """Return descriptors of what this thread sees of files, nothing if its keeper sees the same. Raises OSError."""
     return open_view() if connection.view and connection.view != read_view() else []
+
+
+def _is_hidden(error: BaseException, pid: int, pidfd: int) -> bool:
+    """Say whether a process that is held cannot be identified because /proc does not show it to us."""
+    if not isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    # Of one that is gone /proc says nothing more, and does not a moment before, either.
+    return str(error.filename).startswith(f"/proc/{pid}/") and not wait_for_end(pidfd, _GONE_SECONDS)
 
 
 def _has_executed(held: Held, prepared: Prepared) -> bool:

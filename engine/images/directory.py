@@ -25,10 +25,11 @@ from limpet.engine.images.oci import DIGEST_ALGORITHMS, Configuration, Descripto
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
-from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.descriptors import close_all, is_of_handler
 from limpet.engine.state.durable import make_directory, make_one_directory, open_made, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.engine.state.holders import find_stopped
+from limpet.engine.state.steps import whole
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
     AlreadyExistsError,
@@ -93,6 +94,7 @@ class DirectoryImageStore:
             if sweep:
                 self._sweep_unless_busy()
 
+    @whole
     def register_builtin(self, name: ImageName, config: ImageConfig = ImageConfig()) -> None:  # noqa: B008 - frozen
         """Add an image without layers, whose containers run the host's own binaries; durable on return.
 
@@ -124,6 +126,7 @@ class DirectoryImageStore:
             except (NotFoundError, StoreDamagedError):
                 return False
 
+    @whole
     def manifest(self, name: ImageName | str) -> ImageManifest:
         """Return what a container records of the image. Raises NotFoundError, StoreDamagedError."""
         name = ImageName.of(name)
@@ -154,6 +157,7 @@ class DirectoryImageStore:
                 image = self._open(record.digest)
                 unpack(str(name), self._layer_files(image), image.volumes, target, Budget())
 
+    @whole
     def unmount(self, target: str) -> None:
         """Check that nothing is mounted at or below `target`; PLAIN itself mounts nothing."""
         _require_target(target)
@@ -183,6 +187,7 @@ class DirectoryImageStore:
                 self._sweep_unless_busy()
             raise
 
+    @whole
     def tag(self, name: ImageName | str, new: ImageName | str) -> None:
         """Give the image another name: see ImageStore."""
         name, new = ImageName.of(name), ImageName.of(new)
@@ -195,6 +200,7 @@ class DirectoryImageStore:
             self._records.put(msgspec.structs.replace(record, name=new))
             self._sweep()
 
+    @whole
     def remove(self, name: ImageName | str) -> None:
         """Remove the image's name, and the blobs that no other image needs: see ImageStore."""
         name = ImageName.of(name)
@@ -210,6 +216,7 @@ class DirectoryImageStore:
                 self._records.remove(each)
             self._sweep()
 
+    @whole
     def list(self) -> list[ImageSummary]:
         """Return all images, sorted by name. Raises StoreDamagedError."""
         with self._translated("list the images"), self._locked(fcntl.LOCK_SH):
@@ -352,6 +359,8 @@ class DirectoryImageStore:
         try:
             yield
         except OSError as error:
+            if is_of_handler(error):
+                raise
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise DiskFullError(f"cannot {what}: {error}; free some space and try again") from error
             raise StateDirectoryError(f"cannot {what} in {self._root}: {error}") from error

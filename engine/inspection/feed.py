@@ -14,6 +14,7 @@ from limpet.engine.state.bell import Bell
 from limpet.engine.state.lock import find_holder
 from limpet.engine.state.names import DATABASE
 from limpet.engine.state.owner import read_owner
+from limpet.engine.state.steps import whole
 from limpet.schema.errors import ClosedError, StoreError, StoreReplacedError
 
 
@@ -33,6 +34,7 @@ class SnapshotFeed:
         self._sandboxes_at = -1
         """At which revision they were looked at."""
 
+    @whole
     def read(self, after: int, limit: int) -> EventPage:
         """Return up to `limit` events that follow the revision `after`. Raises ClosedError, StoreError."""
         if self._bell.is_closed:
@@ -48,6 +50,7 @@ class SnapshotFeed:
             self._flushed = page.newest
         return page
 
+    @whole
     def name_sandboxes(self) -> Mapping[str, str]:
         """Return the name of each sandbox that is there now by its id."""
         if self._sandboxes_at != self._flushed:

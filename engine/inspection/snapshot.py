@@ -30,6 +30,7 @@ from limpet.engine.state.names import CONTAINERS, DATABASE, ENTRIES, SANDBOXES
 from limpet.engine.state.owner import read_owner
 from limpet.engine.state.presence import is_there
 from limpet.engine.state.process_bound import ProcessBound
+from limpet.engine.state.steps import may_be_called_again, run_whole, whole
 from limpet.engine.store import (
     Filter,
     Listing,
@@ -126,6 +127,12 @@ class Snapshot(ProcessBound):
         Raises NotFoundError if there is no state here, or none of this node; StateDirectoryError if this user cannot
         use the directory; StoreDamagedError, StoreTooNewError or another StoreError.
         """
+        if may_be_called_again():
+            return run_whole(lambda: cls._open(state_dir, node), cls.close)
+        return cls._open(state_dir, node)
+
+    @classmethod
+    def _open(cls, state_dir: str | os.PathLike[str], node: str) -> Self:
         path = require_state(state_dir)
         node = require_node(node)
         fill_standard_numbers()
@@ -151,6 +158,7 @@ class Snapshot(ProcessBound):
     def __len__(self) -> int:
         return len(self._ids)
 
+    @whole
     def close(self) -> None:
         """Close the database, and end what watches it."""
         for watch in list(self._watches):
@@ -177,6 +185,7 @@ class Snapshot(ProcessBound):
         """The id of every sandbox."""
         return self._sandboxes.keys()
 
+    @whole
     def list(
         self,
         *,
@@ -211,6 +220,7 @@ class Snapshot(ProcessBound):
         ]
         return Listing(sorted(views, key=lambda view: (view.checkpoint.created_at, view.id)), self.revision)
 
+    @whole
     def get(self, container_id: str) -> View:
         """Return the container with this id, else with this name, else the one whose id begins with it.
 
@@ -219,6 +229,7 @@ class Snapshot(ProcessBound):
         (view,) = self._views([self.resolve(container_id)])
         return view
 
+    @whole
     def resolve(self, container_id: str) -> str:
         """Return the whole id of the container that is meant: see `get`."""
         named = (Named.container(row) for row in self._names.values() if row.name == container_id)
@@ -229,6 +240,7 @@ class Snapshot(ProcessBound):
         first = bisect_left(self._ids, beginning)
         return takewhile(lambda key: key.startswith(beginning), islice(self._ids, first, None))
 
+    @whole
     def resolve_sandbox(self, sandbox_id: str) -> str:
         """Return the whole id of the sandbox with this id, name, or beginning of an id.
 
@@ -237,6 +249,7 @@ class Snapshot(ProcessBound):
         found = [row for row in self._sandboxes.values() if row.name == sandbox_id]
         return Named.resolve(sandbox_id, self._sandboxes, lambda: map(self._name_sandbox, found), "sandbox")
 
+    @whole
     def sandbox(self, sandbox_id: str) -> SandboxMetadata:
         """Return the sandbox with this id, else with this name, else the one whose id begins with it.
 
@@ -244,6 +257,7 @@ class Snapshot(ProcessBound):
         """
         return row_to_sandbox(self.node, self._sandboxes[self.resolve_sandbox(sandbox_id)])
 
+    @whole
     def view_sandbox(self, sandbox_id: str) -> SandboxView:
         """Return the sandbox that `sandbox` does, and its status. Raises what that does."""
         metadata = self.sandbox(sandbox_id)
@@ -254,6 +268,7 @@ class Snapshot(ProcessBound):
         verdict = self.judge_sandboxes({metadata.id: status})[metadata.id]
         return SandboxView(metadata, status, verdict.status, verdict)
 
+    @whole
     def sandbox_statuses(self) -> Mapping[str, SandboxStatus]:
         """Return the status on disk of each sandbox whose record can be read."""
         found = {}
@@ -263,6 +278,7 @@ class Snapshot(ProcessBound):
                 found[key] = self._sandbox_status(key)
         return found
 
+    @whole
     def damaged_sandboxes(self) -> Mapping[str, str]:
         """Return what is wrong with each sandbox whose record cannot be read, by its id."""
         found = {}
@@ -274,6 +290,7 @@ class Snapshot(ProcessBound):
                 found[key] = str(error)
         return found
 
+    @whole
     def judge_sandboxes(self, statuses: Mapping[str, SandboxStatus]) -> Mapping[str, SandboxVerdict]:
         """Return what a recovery pass would decide now, given the status of each sandbox on disk."""
         return judge_sandboxes(
@@ -290,16 +307,19 @@ class Snapshot(ProcessBound):
             raise StoreDamagedError(f"sandbox {sandbox_id}: its status is missing; restore a backup")
         return row_to_sandbox_status(self.node, row)
 
+    @whole
     def metadata(self, container_id: str) -> Metadata:
         """Return the metadata of the container with exactly this id. Raises NotFoundError, StoreDamagedError."""
         key = require_text("container", container_id)
         return self.source.ask(lambda reader: reader.metadata(key))
 
+    @whole
     def history(self, container_id: str) -> "Sequence[Transition]":
         """Return the recorded state changes of the container with exactly this id, oldest first."""
         key = require_text("container", container_id)
         return self.source.ask(lambda reader: reader.history(key))
 
+    @whole
     def watch(
         self,
         since: int | None = None,
@@ -321,11 +341,13 @@ class Snapshot(ProcessBound):
         self._watches.add(watch)
         return watch
 
+    @whole
     def oldest_revision(self) -> int:
         """Return the revision of the oldest event that is kept, that of the next one if there is none."""
         return self.source.ask(lambda reader: reader.load_events(0, 0)).pruned + 1
 
     @cached_property
+    @whole
     def restarts(self) -> Mapping[str, int]:
         """When the next attempt is due of each container that waits for its restart, in nanoseconds since the epoch."""
         try:

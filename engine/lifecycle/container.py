@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 
 from limpet.engine.lifecycle.attempts import find_restart
 from limpet.engine.lifecycle.cri_status import read_user, to_cri_status
@@ -30,6 +31,7 @@ from limpet.engine.starters.abilities import (
     lacks,
 )
 from limpet.engine.state.process_bound import ProcessBound
+from limpet.engine.state.steps import whole
 from limpet.schema.cri import ContainerStatus, LinuxContainerResources
 from limpet.schema.errors import (
     ClosedError,
@@ -119,6 +121,7 @@ class Container(ProcessBound):
         except StoreDamagedError:  # then no policy is followed
             return 0
 
+    @whole
     def cri_status(self) -> ContainerStatus:
         """Return the status as the CRI writes it, without times that have not come yet."""
         status = self.status
@@ -386,7 +389,11 @@ class Container(ProcessBound):
         with suppress(LimpetError):  # a log can be read also of a container that is damaged, or another runtime's
             starter = self.life.starter
             if isinstance(starter, LogCopier) and self.life.has_ended:
-                await_output(lambda: starter.is_copying(self.id))
+                await_output(partial(self._is_copying, starter))
+
+    @whole
+    def _is_copying(self, starter: LogCopier) -> bool:
+        return starter.is_copying(self.id)
 
 
 def _require_args(args: object) -> None:

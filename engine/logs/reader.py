@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from limpet.engine.logs.entries import Entry, Joiner, parse
 from limpet.engine.state.beneath import open_parent_beneath
-from limpet.engine.state.descriptors import to_limpet_error
+from limpet.engine.state.descriptors import is_of_handler, to_limpet_error
 from limpet.schema.errors import LimpetError, NotFoundError, StateDirectoryError, quote_path
 
 _BLOCK = 1 << 16
@@ -61,6 +61,8 @@ def read_log(
         finally:
             os.close(directory)
     except OSError as error:
+        if is_of_handler(error):
+            raise
         raise _translate(path, error) from error
 
 

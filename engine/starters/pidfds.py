@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from limpet.engine.state.descriptors import has_free_descriptors
+from limpet.engine.state.descriptors import has_free_descriptors, is_of_handler
 from limpet.recovery.host import read_pid_namespace
 from limpet.schema.errors import NotFoundError, ResourcesError
 from limpet.schema.identity import ProcessIdentity
@@ -31,7 +31,7 @@ def adopt_process(identity: ProcessIdentity, why_not: Callable[[int], str]) -> i
         reason = why_not(pidfd)
     except BaseException as error:
         os.close(pidfd)
-        if isinstance(error, OSError) and error.errno is not None:  # else a signal handler's of the host program
+        if isinstance(error, OSError) and not is_of_handler(error):
             raise ResourcesError(f"process {identity.pid} cannot be looked at: {error.strerror}") from error
         raise
     if reason:

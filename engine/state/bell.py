@@ -24,11 +24,13 @@ _WITHOUT_SECONDS = 0.2
 class Bell:
     """Wakes one thread when the owner of a state directory rings. Closed by `close`; another thread may do that."""
 
+    _ending = _inotify = -1  # until they are there
+
     def __init__(self, path: str) -> None:
         self._path = os.fsencode(os.path.join(path, LOCK))
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._ending = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._inotify: int = self._libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
+        self._inotify = self._libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
         self.is_closed = False
         self._listen()
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -73,7 +74,17 @@ def system_errors_told(what: str) -> Iterator[None]:
     except LimpetError:
         raise
     except OSError as error:
+        if is_of_handler(error):
+            raise
         raise to_limpet_error(what, error) from error
+
+
+def is_of_handler(error: OSError) -> bool:
+    """Say whether an error is one that a signal handler of the host program has raised, such as its TimeoutError.
+
+    They run in the main thread; and what the system refuses has a number.
+    """
+    return error.errno is None and threading.get_ident() == threading.main_thread().ident
 
 
 def to_limpet_error(what: str, error: OSError) -> LimpetError:

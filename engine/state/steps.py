@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from limpet.engine.state.descriptors import is_of_handler
 from limpet.engine.state.reads import giving_way, is_amid_a_change
 from limpet.recovery.queues import Empty, Queue
 
@@ -114,10 +115,13 @@ os.register_at_fork(after_in_child=_waiting.clear)  # a child has none of these 
 
 def _read_standing() -> object:
     """Return what this thread hands on to one that it begins."""
-    with suppress(OSError):  # a sandbox around us
+    try:
         scheduling = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority, os.sched_getaffinity(0)
         return os.getpriority(os.PRIO_PROCESS, 0), scheduling
-    return None
+    except OSError as error:  # a sandbox around us
+        if is_of_handler(error):
+            raise
+        return None
 
 
 def _run_steps(standing: object, steps: _Steps) -> None:

@@ -87,6 +87,16 @@ def is_of_handler(error: OSError) -> bool:
     return error.errno is None and threading.get_ident() == threading.main_thread().ident
 
 
+@contextmanager
+def system_errors_passed_over() -> Iterator[None]:
+    """Leave the block where the system refuses something; what a signal handler of the host program raises goes on."""
+    try:
+        yield
+    except OSError as error:
+        if is_of_handler(error):
+            raise
+
+
 def to_limpet_error(what: str, error: OSError) -> LimpetError:
     """Return what `system_errors_told` raises for an error."""
     where = f"{quote_path(error.filename)}: " if error.filename else ""

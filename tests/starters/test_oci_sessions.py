@@ -145,6 +145,23 @@ def test_a_terminal_and_its_size(sleeping: Container) -> None:
     session.close()
 
 
+def test_a_deadline_ends_a_write_that_nobody_reads(sleeping: Container) -> None:
+    """The caller's own TimeoutError, by SIGALRM, comes to it: what could not be written is not passed over."""
+
+    def raise_own(*_: object) -> None:
+        raise TimeoutError("the caller's own")
+
+    session = keep(sleeping.open_command(["sleep", "1000"]))
+    before = signal.signal(signal.SIGALRM, raise_own)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(TimeoutError, match="the caller's own"):
+            session.write(bytes(1 << 22))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_command_has_the_oom_score_of_its_container(shared: Engine, runtime: str) -> None:
     """From its first instruction on, and whatever the engine has: crun 1.8 does not see to it."""

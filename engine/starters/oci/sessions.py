@@ -29,7 +29,7 @@ from limpet.engine.starters.oci.exits import is_monitor_alive, let_monitor_go_on
 from limpet.engine.starters.oci.family import kill_family
 from limpet.engine.starters.oci.run_directory import Processes, RunDirectory
 from limpet.engine.starters.signals import let_go_on
-from limpet.engine.state.descriptors import close_all
+from limpet.engine.state.descriptors import close_all, is_of_handler, system_errors_passed_over
 from limpet.engine.state.forks import undisturbed
 from limpet.engine.state.pipes import write_to_pipe
 from limpet.recovery.host import wait_for_end
@@ -258,12 +258,14 @@ class CommandSession:
             return os.read(descriptor, _BLOCK)
         except BlockingIOError:
             return None
-        except OSError:  # a terminal that nobody has open any more
+        except OSError as error:  # a terminal that nobody has open any more
+            if is_of_handler(error):
+                raise
             return b""
 
     def write(self, data: bytes) -> None:
         """Write to its input."""
-        with self._guard, suppress(OSError):
+        with self._guard, system_errors_passed_over():
             target = self._input()
             while data and target >= 0 and not self._is_closed:
                 try:
@@ -290,7 +292,7 @@ class CommandSession:
         """Give its terminal a size, and the runtime's, which some hand on and others do not."""
         if self._terminal >= 0:
             size = _pack(rows, columns)
-            with suppress(OSError):
+            with system_errors_passed_over():
                 ioctl(self._terminal, termios.TIOCSWINSZ, size)
                 try:
                     self._resize(size)
@@ -360,6 +362,8 @@ class AttachedSession:
                 os.close(directory)
         except OSError as error:
             self._link.close()
+            if is_of_handler(error):
+                raise
             raise InvalidStateError(f"its conmon does not answer: {error.strerror}") from error
 
     def _reach(self, address: str) -> None:
@@ -396,7 +400,9 @@ class AttachedSession:
                 continue
             try:
                 packet = self._link.recv(_PACKET + 1)
-            except OSError:
+            except OSError as error:
+                if is_of_handler(error):
+                    raise
                 return None
             if not packet:
                 return None
@@ -420,7 +426,9 @@ class AttachedSession:
                     return False
                 if not _wait_until_writable(descriptor):
                     let_monitor_go_on(self._run, self._monitor)
-            except OSError:
+            except OSError as error:
+                if is_of_handler(error):
+                    raise
                 return False
 
     def end_input(self) -> None:
@@ -434,7 +442,7 @@ class AttachedSession:
     def resize(self, rows: int, columns: int) -> None:
         """Have conmon give its terminal a size."""
         if self.has_terminal:
-            with suppress(OSError):
+            with system_errors_passed_over():
                 tell_conmon(self._run, f"1 {clamp(rows)} {clamp(columns)}\n")
 
     def wait(self, timeout: float | None = None) -> int | None:  # noqa: ARG002

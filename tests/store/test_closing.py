@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -237,3 +238,30 @@ def test_space_is_given_back(state_dir: str) -> None:
     assert os.path.getsize(f"{state_dir}/store.db") < 2 << 20  # the log of changes is kept
     with Store.open(state_dir) as store:
         assert [record.id for record in store.list()] == ["c999"]
+
+
+def test_a_store_whose_commit_is_in_doubt_does_not_say_that_it_is_closed(state_dir: str) -> None:
+    """What it is asked then, it refuses with what happened: nobody has closed it, and it has no connection any more."""
+    files, descriptors = resource.getrlimit(resource.RLIMIT_FSIZE), resource.getrlimit(resource.RLIMIT_NOFILE)
+    store = Store.open(state_dir)
+    store.add_sandbox(sandbox())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, files[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, descriptors[1]))  # nor can the database be opened anew
+    try:
+        with pytest.raises(errors.OutcomeUnknownError):
+            store.add(metadata("a"), RUNNING)
+        for ask in (lambda: store.add(metadata("b"), RUNNING), lambda: store.delete_sandbox("s")):
+            with pytest.raises(errors.OutcomeUnknownError, match=r"the commit failed .* until the store is opened"):
+                ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)
+        resource.setrlimit(resource.RLIMIT_FSIZE, files)
+    store.close()
+    with Store.open(state_dir) as again:
+        assert list(again.sandbox_ids) == ["s"]
+
+
+def test_a_wal_that_cannot_be_read_is_an_error_of_ours(tmp_path: Path) -> None:
+    """Where the disk, or a security module, refuses it: the error says which file, and what the system says."""
+    with pytest.raises(errors.StateDirectoryError, match=f"{tmp_path}.*Is a directory"):
+        examine_wal(str(tmp_path))

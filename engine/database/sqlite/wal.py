@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from limpet.engine.state.descriptors import system_errors_told
 from limpet.schema.errors import StoreDamagedError
 
 _HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoint, salt 1, salt 2, checksum 1, checksum 2
@@ -33,14 +34,15 @@ class Tail(NamedTuple):
 def examine_wal(path: str) -> Tail:
     """Look at the WAL at `path`, and return its tail. A missing or empty one is fine.
 
-    Raises StoreDamagedError if it proves that acknowledged commits would be lost. Only to be called while nobody in
-    this process has the database open.
+    Raises StoreDamagedError if it proves that acknowledged commits would be lost, StateDirectoryError or ResourcesError
+    if it cannot be read now. Only to be called while nobody in this process has the database open.
     """
-    try:
-        with open(path, "rb") as file:
-            tail = find_tail(file)
-    except FileNotFoundError:
-        return Tail(0, is_torn=False)
+    with system_errors_told("what was written last cannot be read"):
+        try:
+            with open(path, "rb") as file:
+                tail = find_tail(file)
+        except FileNotFoundError:
+            return Tail(0, is_torn=False)
     lost = tail.commits - 1
     if lost > 0:
         raise StoreDamagedError(

@@ -29,6 +29,7 @@ from limpet.engine.database.sqlite.labels import delete_labels, insert_labels
 from limpet.engine.database.sqlite.shared_memory import SharedMemory
 from limpet.schema.errors import (
     ClosedError,
+    LimpetError,
     OutcomeUnknownError,
     StoreError,
     StoreFencedError,
@@ -154,7 +155,7 @@ class Writer:
         if self._is_closing:
             raise ClosedError("the store is closed; open it again")
         if self._broken is not None:
-            raise type(self._broken)(f"{self._broken}; nothing is written until the store is opened again")
+            raise self._refuse(self._broken)
         self._memory.require_whole()
         try:
             self._execute(changes)
@@ -377,7 +378,7 @@ class Writer:
         except (UnicodeEncodeError, OverflowError):  # what cannot be written is in no row
             return []
         except _SQLITE_ERRORS as error:
-            raise translate(self._path, error) from error
+            raise self._translate(error) from error
 
     def _read_one(self, statement: str, parameters: AnyRow) -> AnyRow | None:
         self._memory.require_whole()
@@ -386,8 +387,17 @@ class Writer:
         except (UnicodeEncodeError, OverflowError):  # as in `_read_all`
             return None
         except _SQLITE_ERRORS as error:
-            raise translate(self._path, error) from error
+            raise self._translate(error) from error
         return row
+
+    def _translate(self, error: Exception) -> LimpetError:
+        """Return what to raise for SQLite's error: that the writer is broken, where it has no connection any more."""
+        told = translate(self._path, error)
+        return self._refuse(self._broken) if self._broken is not None and isinstance(told, ClosedError) else told
+
+    @staticmethod
+    def _refuse(broken: StoreError) -> StoreError:
+        return type(broken)(f"{broken}; nothing is written until the store is opened again")
 
 
 class _Transaction:

@@ -60,6 +60,7 @@ from limpet.schema.cri import (
 )
 from limpet.schema.errors import (
     AlreadyExistsError,
+    DiskFullError,
     InvalidInputError,
     NotFoundError,
     ResourcesError,
@@ -604,7 +605,7 @@ class Engine(ProcessBound):
         with self._runtime.exclusive(sandbox.id), suppress(NotFoundError):
             try:
                 sandbox.set_right()
-            except (InvalidInputError, UnsupportedError, ResourcesError, StateDirectoryError) as error:
+            except (InvalidInputError, UnsupportedError, ResourcesError, StateDirectoryError, DiskFullError) as error:
                 _log.warning("sandbox %s: what it holds cannot be set right now: %s", sandbox.id, error)
 
     def declare_gone(self, container_id: str, why: str) -> Status:

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 import msgspec
 
+from limpet.engine.state.descriptors import to_limpet_error
 from limpet.engine.state.durable import (
     make_one_directory,
     remove_unflushed,
@@ -33,7 +34,7 @@ from limpet.recovery.files import read_small_file
 from limpet.recovery.mounts import find_mounts, is_no_mount_point
 from limpet.schema.cri import LinuxContainerResources
 from limpet.schema.decoders import make_decoder
-from limpet.schema.errors import InvalidInputError, InvalidStateError, StateDirectoryError
+from limpet.schema.errors import InvalidInputError, InvalidStateError, LimpetError, StateDirectoryError
 from limpet.schema.layout import (
     CONFIG_BYTES,
     CONFIG_FILE,
@@ -63,8 +64,8 @@ class Bundle:
     def make(self) -> None:
         """Make the directory and mark it, durably; one of ours that is there already is kept.
 
-        Raises StateDirectoryError if something else is in the way or the disk refuses, InvalidInputError for an
-        invalid id.
+        Raises StateDirectoryError if something else is in the way or the disk refuses, DiskFullError, InvalidInputError
+        for an invalid id.
         """
         try:
             self._make_directory()
@@ -285,5 +286,5 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _translate(path: str, error: OSError) -> StateDirectoryError:
-    return StateDirectoryError(f"bundle {path}: {error.strerror or error} ({error.filename or path})")
+def _translate(path: str, error: OSError) -> LimpetError:
+    return to_limpet_error(f"bundle {path}", error)

@@ -21,6 +21,7 @@ from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.store import Draft
 from limpet.schema.cri import PodSandboxStatus
 from limpet.schema.errors import (
+    DiskFullError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -149,7 +150,7 @@ class Sandbox(ProcessBound):
         return problems
 
     def make(self) -> None:
-        """Make its directory, and what it is to hold. Raises as `furnish` does, and StateDirectoryError."""
+        """Make its directory, and what it is to hold. Raises as `furnish` does, StateDirectoryError, DiskFullError."""
         with self._told("create"):
             self.bundle.make()
             self.furnish()
@@ -357,7 +358,7 @@ class Sandbox(ProcessBound):
         """Have what keeps its starter or the disk from something name what was called, and of which sandbox."""
         try:
             yield
-        except (InvalidStateError, ResourcesError, StateDirectoryError) as error:
+        except (DiskFullError, InvalidStateError, ResourcesError, StateDirectoryError) as error:
             raise type(error)(f"cannot {verb} sandbox {self.id}: {error}") from error
 
 
@@ -365,7 +366,7 @@ def tell_problems(sandbox_id: str, done: str, problems: Sequence[LimpetError]) -
     """Raise InvalidStateError that tells all of these, if there are any: why some containers were not `done`."""
     if problems:
         told = f"sandbox {sandbox_id}: {len(problems)} of its containers were not {done}"
-        raise InvalidStateError(f"{told}: {'; '.join(map(str, problems))}") from problems[0]
+        raise InvalidStateError(f"{told}: {'; '.join(dict.fromkeys(map(str, problems)))}") from problems[0]
 
 
 def _make_not_ready(draft: Draft, sandbox_id: str) -> None:

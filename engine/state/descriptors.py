@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from limpet.schema.errors import LimpetError, ResourcesError, StateDirectoryError, quote_path
+from limpet.schema.errors import DiskFullError, LimpetError, ResourcesError, StateDirectoryError, quote_path
 
 NOTICED_SECONDS = 5.0
 """After so long a thread that sleeps sees that somebody has closed its descriptors: nothing wakes it then."""
@@ -66,6 +66,13 @@ def close_all(descriptors: Iterable[int]) -> None:
             os.close(descriptor)
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_ADVICE = {
+    errno.EROFS: "; the file system is read-only: see in the kernel's messages why, and mount it writable",
+    errno.EIO: "; the disk has failed: look at the kernel's messages",
+}
+
+
 @contextmanager
 def system_errors_told(what: str) -> Iterator[None]:
     """Let no bare OSError out of the block: a caller catches LimpetErrors. `what` begins the message."""
@@ -97,6 +104,11 @@ def system_errors_passed_over() -> Iterator[None]:
             raise
 
 
+def is_of_disk(error: OSError) -> bool:
+    """Say whether the disk refuses everybody: it is full, or read-only, or fails."""
+    return error.errno in _FULL or error.errno in _ADVICE
+
+
 def to_limpet_error(what: str, error: OSError) -> LimpetError:
     """Return what `system_errors_told` raises for an error."""
     where = f"{quote_path(error.filename)}: " if error.filename else ""
@@ -108,4 +120,6 @@ def to_limpet_error(what: str, error: OSError) -> LimpetError:
             f"{what}: {where}no file descriptor is free in {whose}; raise the limit (ulimit -n, systemd: LimitNOFILE=)"
             " and try again"
         )
-    return StateDirectoryError(f"{what}: {where}{reason}")
+    if error.errno in _FULL:
+        return DiskFullError(f"{what}: {where}{reason}; free some space (or inodes), then call again")
+    return StateDirectoryError(f"{what}: {where}{reason}{_ADVICE.get(error.errno or 0, '')}")

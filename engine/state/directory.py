@@ -8,7 +8,7 @@ from typing import Self
 
 import msgspec
 
-from limpet.engine.state.descriptors import fill_standard_numbers
+from limpet.engine.state.descriptors import fill_standard_numbers, is_of_disk, to_limpet_error
 from limpet.engine.state.durable import make_directory, remove_tree, write_file
 from limpet.engine.state.entries import require_entries, require_path
 from limpet.engine.state.identity import find_original, make_copy, read_identity, settle_identity
@@ -20,6 +20,7 @@ from limpet.engine.state.surroundings import require_system_calls
 from limpet.engine.state.turn import collect_garbage, patience_with_given_up, pauses
 from limpet.recovery.mounts import find_file_system
 from limpet.schema.errors import (
+    LimpetError,
     StateDirectoryError,
     UnsupportedError,
     quote_path,
@@ -47,7 +48,7 @@ class StateDirectory:
         """Make the directory if it is missing, check it, and take its lock, for which it waits `wait` seconds at most.
 
         Raises StateDirectoryLockedError if another process (or this one) has it open, StateDirectoryError if it is
-        not a private directory of this user, UnsupportedError if it is on a network file system.
+        not a private directory of this user, UnsupportedError if it is on a network file system, DiskFullError.
         """
         path = require_path(state_dir)
         require_system_calls()
@@ -70,16 +71,7 @@ class StateDirectory:
                 if lock is not None:
                     break
         except (OSError, ValueError) as error:  # the path contains a NUL or a lone surrogate
-            if getattr(error, "errno", None) in _CANNOT_LOCK:
-                raise UnsupportedError(f"{path}: this file system cannot lock files (flock); use another") from error
-            if isinstance(error, FileExistsError | NotADirectoryError):
-                raise _no_directory(path) from error
-            reason = getattr(error, "strerror", None) or error
-            is_limited = getattr(error, "errno", None) == errno.EFBIG
-            advice = (
-                "raise the limit (RLIMIT_FSIZE, ulimit -f)" if is_limited else "give a directory that you can write to"
-            )
-            raise StateDirectoryError(f"state directory {quote_path(path)}: {reason}; {advice}") from error
+            raise _refusal(path, error) from error
         if lock is None:
             raise locked_error(path)
         try:
@@ -213,6 +205,22 @@ def check_directory(path: str, *, is_read: bool = False) -> os.stat_result:
     if kind in _NETWORK_FILE_SYSTEMS:
         raise UnsupportedError(f"state directory {path} is on {kind}, a network file system; use a local disk")
     return found
+
+
+def _refusal(path: str, error: OSError | ValueError) -> LimpetError:
+    """Return what to raise where a state directory can be neither made nor locked."""
+    number = getattr(error, "errno", None)
+    if number in _CANNOT_LOCK:
+        return UnsupportedError(f"{path}: this file system cannot lock files (flock); use another")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return _no_directory(path)
+    if isinstance(error, OSError) and is_of_disk(error):
+        return to_limpet_error(f"state directory {quote_path(path)}", error)
+    reason = getattr(error, "strerror", None) or error
+    advice = "give a directory that you can write to"
+    if number == errno.EFBIG:
+        advice = "raise the limit (RLIMIT_FSIZE, ulimit -f)"
+    return StateDirectoryError(f"state directory {quote_path(path)}: {reason}; {advice}")
 
 
 def _no_directory(path: str) -> StateDirectoryError:

@@ -50,6 +50,24 @@ done
 test -z "$(ls "/run/limpet/$(ls "$STATE/oci/$RUNTIME")")" && ! grep -q "$STATE" /proc/[0-9]*/cmdline && echo all is free
 """
 
+RUN = """
+for name in ("runc", "crun"):
+    engine.create_sandbox({"metadata": {"name": name}}, id=name, runtime_handler=name)
+    config = {"metadata": {"name": name}, "image": {"image": "box:1"}, "command": ["true"]}
+    try:
+        engine.create_container(config, name, id=name).start()
+        print(name, engine.get(name).wait(20).exit_code)
+    except errors.StartError as error:
+        print(name, error)
+    engine.get_sandbox(name).remove(force=True)
+"""
+NOEXEC = 'mount --bind "$1" "$1" && mount -o remount,bind,noexec "$1" && shift && exec "$@"'
+READ_ONLY = """
+for each in /sys/fs/cgroup/* /sys/fs/cgroup; do
+    ! mountpoint -q "$each" || mount -o remount,bind,ro "$each" || exit 1
+done
+shift && exec "$@"
+"""
 AS_DOCKER_DOES = """
 cd /sys/fs/cgroup && mount -t tmpfs none /mnt || exit 1
 for each in *; do
@@ -137,6 +155,23 @@ def test_mounts_that_follow_those_of_process_1(state_dir: str, tmp_path: Path, r
     assert once == "READY ['RUNNING'] int"
     assert again == "READY ['RUNNING', 'RUNNING'] tuple"  # "second" is taken
     assert end == "all is free"
+
+
+def test_a_state_directory_where_nothing_is_executed(state_dir: str, tmp_path: Path) -> None:
+    """runc says "permission denied", as of a program with wrong rights; crun mounts the root anew, and executes it."""
+    with open_engine(state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+    of_runc, of_crun = run_script(RUN, state_dir, before=[*OTHER_VIEW, "sh", "-c", NOEXEC, "sh", state_dir])
+    assert "which is mounted noexec; have the state directory on another" in of_runc
+    assert of_crun == "crun 0" or "mounted noexec" in of_crun
+
+
+def test_cgroups_that_are_read_only(state_dir: str, tmp_path: Path) -> None:
+    """crun says of a directory that it cannot make that it is not there."""
+    with open_engine(state_dir) as engine:
+        load_busybox(engine, tmp_path / "image")
+    for line in run_script(RUN, state_dir, before=[*OTHER_VIEW, "sh", "-c", READ_ONLY, "sh", ""]):
+        assert "in /sys/fs/cgroup nothing can be made" in line
 
 
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/cpuset").is_dir(), reason="a container sees its own cgroups in version 2")

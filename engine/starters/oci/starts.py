@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from limpet.engine.starters.contract import Launch, Prepared
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.log_directory import open_log_directory
-from limpet.engine.starters.oci.cgroups import find_frozen_place
+from limpet.engine.starters.oci.cgroups import find_frozen_place, may_make_cgroups
 from limpet.engine.starters.oci.command import Outcome
 from limpet.engine.starters.oci.conmon import Order, free_of_limits, make_container
 from limpet.engine.starters.oci.ends import Ends
@@ -52,7 +53,7 @@ from limpet.recovery.files import read_small_file
 from limpet.recovery.host import has_ended, identify, read_exit_code, read_stat, wait_for_end
 from limpet.schema.errors import StartError, StateDirectoryError, UnsupportedError, quote_path
 from limpet.schema.identity import ProcessIdentity
-from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE
+from limpet.schema.layout import CONFIG_BYTES, CONFIG_FILE, ROOTFS
 from limpet.schema.telling import get_log
 
 _log = get_log("limpet.starter.oci")
@@ -66,6 +67,7 @@ _LOOK_SECONDS, _LOOK_AGAIN_SECONDS = 0.01, 0.001
 """How long to look at a conmon that was just started: less than any runtime needs to make a container."""
 _UNEXPLAINED = ("in time", "ended before its program", "was killed", "read from the init process")
 """What is in the texts of starts that fail somewhere on the way; the last is crun's."""
+_NOT_EXECUTED = re.compile(r"\bexec\b.*permission denied", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Starts:
     def prepare(self, launch: Launch) -> Prepared:
         """Have conmon and the runtime make the container, its first process held. Raises as the starter's does."""
         try:
-            with _hinting_at_seccomp(launch):
+            with _naming_host(launch), _hinting_at_seccomp(launch):
                 return self._prepare(launch)
         except UnsupportedError as error:
             raise StartError(str(error)) from error
@@ -399,6 +401,31 @@ def _hinting_at_seccomp(launch: Launch) -> Iterator[None]:
             raise
         path = quote_path(profile.localhost_ref)
         raise StartError(f"{why}; perhaps its seccomp profile {path} forbids what the runtime needs") from error
+
+
+@contextmanager
+def _naming_host(launch: Launch) -> Iterator[None]:
+    """Name what of this host is in the way where a runtime says that something is not permitted, or not there."""
+    try:
+        yield
+    except StartError as error:
+        why, root = str(error), os.path.join(launch.bundle_path, ROOTFS)
+        if _NOT_EXECUTED.search(why) and _is_noexec(root):
+            raise StartError(
+                f"{why}: nothing can be executed on the file system of {quote_path(root)}, which is mounted noexec;"
+                " have the state directory on another"
+            ) from error
+        if "cgroup" in why and os.geteuid() == 0 and not may_make_cgroups():
+            raise StartError(
+                f"{why}: in /sys/fs/cgroup nothing can be made, as where it is mounted read-only"
+            ) from error
+        raise
+
+
+def _is_noexec(path: str) -> bool:
+    with suppress(OSError):
+        return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
+    return False
 
 
 def _kill_hidden(monitor: ProcessIdentity, pid: int, pidfd: int) -> None:

@@ -234,19 +234,20 @@ def observe_process(identity: ProcessIdentity, compare: Compare = compare) -> tu
         return Process.HIDDEN, None, f"pid {identity.pid}: {error.strerror}"
 
 
-def is_runc_init(pid: int) -> bool:
-    """Return whether a process calls itself what runc's init does, which executes the program once it is let go.
+def is_runtime_init(pid: int) -> bool:
+    """Return whether a process calls itself what runc's or crun's init does, which executes the program once let go.
 
     By its name (comm in proc(5)), which any program may give itself: it proves nothing, and raises a doubt.
     """
     try:
-        return read_name(pid) == _RUNC_INIT
+        return read_name(pid) in _RUNTIME_INITS
     except OSError:
         return False
 
 
-_RUNC_INIT = b"runc:[2:INIT]"
-"""The name that runc gives to the process that becomes the container (libcontainer/nsenter/nsexec.c)."""
+_RUNTIME_INITS = {b"runc:[2:INIT]", b"crun"}
+"""What the process is called that becomes the container: runc names it (libcontainer/nsenter/nsexec.c), crun does not.
+"""
 _NAMES_A_THREAD = {errno.EINVAL, errno.ENOENT}
 """What pidfd_open(2) says of a number that is a thread's and no process's: the first before Linux 6.15."""
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from limpet.recovery.bundles import observe_bundle
 from limpet.recovery.evidence import Boot, Bundle, Observation, Process
-from limpet.recovery.host import Compare, compare, is_runc_init, observe_boot, observe_process
+from limpet.recovery.host import Compare, compare, is_runtime_init, observe_boot, observe_process
 from limpet.schema.file_name import file_name
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.metadata import Metadata
@@ -109,8 +109,8 @@ class HostProbe:
         boot = self._observe_boot(identity)
         if boot is Boot.SAME:
             process, exit_code, detail = observe_process(identity, self._compare)
-            if process is Process.ALIVE and is_runc_init(identity.pid):
-                process, detail = Process.UNPROVEN, "runc has made it, and holds it before its program is executed"
+            if process is Process.ALIVE and is_runtime_init(identity.pid):
+                process, detail = Process.UNPROVEN, "a runtime has made it, and holds it before its program is executed"
             return boot, Witnessed(process, exit_code, detail=detail)
         # A pid of another boot names another process; without a boot id it may.
         return boot, Witnessed(Process.GONE if boot is Boot.CHANGED else Process.HIDDEN)

@@ -92,6 +92,41 @@ say("survived")
     assert start(script).wait() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_one_that_is_held_and_of_which_somebody_removed_what_was_written(
+    state_dir: str, engine_process: Start, runtime: str, has_ended: bool
+) -> None:
+    """Its mark tells that nobody let it go: with crun it was RUNNING, and its end had an exit code."""
+    start_and_die(engine_process, KILLS["before go"], f"one-{runtime}")
+    processes = processes_of(state_dir, f"one-{runtime}")
+    (run,) = list_runs(f"{state_dir}/containers/one-{runtime}")
+    os.unlink(run.join("processes.json"))
+    if has_ended:
+        os.kill(processes.init.pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(processes.init.pid), "its end")
+    with open_engine(state_dir) as engine:
+        status = engine.get(f"one-{runtime}").status
+        assert (status.exit_code, status.reason) == (128, Reason.START_ERROR)
+        wait_until(lambda: not is_running(processes.init.pid), "what is held to end")
+        engine.recover()
+        assert engine.get(f"one-{runtime}").status == status
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_that_is_held_and_of_which_nothing_is_left(state_dir: str, engine_process: Start, runtime: str) -> None:
+    """It is not said to run: it is called as the runtime is."""
+    start_and_die(engine_process, KILLS["before go"], f"one-{runtime}")
+    processes = processes_of(state_dir, f"one-{runtime}")
+    shutil.rmtree(f"{state_dir}/containers/one-{runtime}/oci")
+    with open_engine(state_dir) as engine:
+        assert engine.get(f"one-{runtime}").state is ContainerState.UNKNOWN
+        os.kill(processes.init.pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(processes.init.pid), "its end")
+        engine.recover()
+        assert engine.get(f"one-{runtime}").status.reason == Reason.UNKNOWN
+
+
 @each_runtime
 @pytest.mark.parametrize("kill", ["while it is made", "before the checkpoint"])
 def test_killed_before_the_checkpoint(

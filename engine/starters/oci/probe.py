@@ -34,6 +34,7 @@ _START_SECONDS = 2.0
 """How long to wait for a start that is still under way: the engine was killed, and its `runc start` was not."""
 _EXECUTE_SECONDS = 0.1
 """How long a process that was let go may take to execute its program."""
+_OVER = {Process.ENDED, Process.GONE, Process.STRANGER}
 _NEVER_LET_GO = "it was made and held, and its program was never executed"
 
 
@@ -57,7 +58,7 @@ class BundleWitness:
             return _see_unnamed(bundle)
         found = KnownRuns().find(bundle, identity)
         if found is None:
-            return None
+            return _see_unwritten(bundle, identity)
         run, processes = found
         is_here = observe_boot(processes.monitor) is Boot.SAME
         if self._is_owner and is_here and observe_program(processes) is Program.ENDED:
@@ -72,6 +73,19 @@ def _see_unnamed(bundle: str) -> Witnessed | None:
         if processes is not None and _is_here(processes) and observe_program(processes) is Program.EXECUTED:
             return Witnessed(Process.ALIVE)
     return None
+
+
+def _see_unwritten(bundle: str, identity: ProcessIdentity) -> Witnessed | None:
+    """Say what the mark of a start tells of which nothing else does: its processes were written down, and are gone."""
+    runs = list(list_runs(bundle))
+    if len(runs) != 1 or runs[0].read_processes() is not None or observe_boot(identity) is not Boot.SAME:
+        return None
+    if not runs[0].was_never_let_go():
+        return None
+    process = observe_process(identity)[0]
+    if process is Process.ALIVE:
+        return Witnessed(Process.HELD)
+    return Witnessed(Process.NEVER_RAN, detail=_NEVER_LET_GO) if process in _OVER else None
 
 
 def _see(run: RunDirectory, processes: Processes) -> Witnessed | None:

@@ -203,7 +203,7 @@ def _forget_the_keeper() -> None:
 
     Handlers go with the exec; what is ignored stays so, and is only what the keeper and Python itself ignore.
     """
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

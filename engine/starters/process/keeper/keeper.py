@@ -49,7 +49,9 @@ start's own program and whoever waits for it need the processors."""
 _OPENED_SECONDS = 0.02
 """How long it may take at most until it is looked at whether a program was executed."""
 _IDLE_SECONDS = 2.0
-"""How long the keeper stays when nothing is left for it, and the spare gate when there is no container."""
+"""How long the keeper stays when nothing is left for it, and the spare gate when there is no container.
+
+Once it was sent SIGTERM, it does not stay."""
 _UNSEEN_SECONDS = 10.0
 """How long a process that is not our child may take to be reaped by its parent."""
 _REAP_SECONDS = 0.1
@@ -93,6 +95,7 @@ class Keeper:
         self._reap_again_at = 0.0
         self._look_again_at = self._listen_again_at = 0.0
         self._idle_since = time.monotonic()
+        self._is_told_to_end = False
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
         self._view = read_view()
@@ -102,6 +105,7 @@ class Keeper:
         )
         self._loop.watch(listener.fileno(), self._accept)
         self._loop.watch_children(self._note_children)
+        signal.signal(signal.SIGTERM, self._be_told_to_end)
         copies.watch(self._loop.watch, self._loop.unwatch)
         self._unadopted = self._journal.load()
         copies.sweep(self._unadopted)
@@ -195,7 +199,11 @@ class Keeper:
         has_debts = self._copies.are_open or not self._journal.is_written
         if busy or (has_debts and os.fstat(self._directory).st_nlink):  # the directory is removed: nobody can ask
             self._idle_since = time.monotonic()
-        return time.monotonic() - self._idle_since > _IDLE_SECONDS
+            return False
+        return self._is_told_to_end or time.monotonic() - self._idle_since > _IDLE_SECONDS
+
+    def _be_told_to_end(self, *_: object) -> None:
+        self._is_told_to_end = True
 
     def _has_leftovers(self) -> bool:
         """Say whether anything is left of a container that has ended."""
@@ -419,6 +427,7 @@ class Keeper:
             if before.end is None:
                 raise FileExistsError(f"container {before.id} has process {before.pid}")
             self._forget(before)
+        self._is_told_to_end = False
         if connection.fileno() >= 0:  # else it was left as it could not be told of the start before: who asks is gone
             self._starts.prepare(connection, request, descriptors)
 

@@ -71,7 +71,8 @@ def main() -> None:
     _require_executed_flag()
     listener = listen(DIRECTORY)
     reset_internal_signals()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+    # SIGTERM goes to all there is when a unit or the machine is stopped: who witnesses ends stays until these are over.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     _take_what_it_may_have()
     _take_oom_score()

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from limpet import Engine, Snapshot, Store, errors
+from limpet.engine.database.sqlite import shared_memory
 from tests.records import sandbox
 
 OPEN_AND_ADD = """
@@ -131,6 +132,20 @@ def test_a_file_that_is_cut_is_made_anew(state_dir: str, size: int) -> None:
         os.truncate(shared, size)
     with Store.open(state_dir) as store:
         assert store.sandbox_status(pod.id).extra == {"n": 4}
+
+
+def test_a_cut_file_is_made_anew_where_no_room_can_be_set_aside(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system, or with a C library, that has no fallocate(2): SQLite's own writes take the room."""
+    monkeypatch.setattr(shared_memory, "_fallocate", None)
+    with Store.open(state_dir) as store:
+        store.add_sandbox(sandbox())
+        assert os.path.getsize(f"{state_dir}/store.db-shm") == 32_768
+        os.truncate(f"{state_dir}/store.db-shm", 4096)
+        assert store.update_sandbox("s", lambda old: replace(old, extra={"n": 1})).extra == {"n": 1}
+    with Store.open(state_dir) as again:
+        assert again.sandbox_status("s").extra == {"n": 1}
 
 
 def test_a_file_that_is_cut_while_the_disk_is_full_is_an_error(small_blocks: Path) -> None:

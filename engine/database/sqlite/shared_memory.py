@@ -80,26 +80,21 @@ class SharedMemory:
             # The headers go first: what is left of it would be believed, and what is in the WAL not be found.
             os.pwrite(descriptor, bytes(_HEADERS_BYTES), 0)
             self._allocate(descriptor, mapped)
-            size = os.fstat(descriptor).st_size
+            if os.fstat(descriptor).st_size < mapped:
+                os.ftruncate(descriptor, mapped)
         except OSError as error:
             if error.errno in _FULL:
                 raise self._full() from error
             raise StoreError(f"{self._path} was cut, and cannot be made anew: {error.strerror}") from error
-        if size < mapped:
-            raise StoreError(f"{self._path} was cut to {size} bytes, and cannot be made as long as it was again")
-        return size
+        return mapped
 
     def _allocate(self, descriptor: int, size: int) -> None:
         """Have blocks for so many bytes, where the file system can do that. Raises DiskFullError."""
-        if _fallocate is None:
-            return
-        while _fallocate(descriptor, 0, 0, size) != 0:
+        while _fallocate is not None and _fallocate(descriptor, 0, 0, size) != 0:
             code = ctypes.get_errno()
             if code in _FULL:
                 raise self._full()
-            if code != errno.EINTR:
-                with suppress(OSError):  # as of a file system without this call
-                    os.truncate(descriptor, max(size, os.fstat(descriptor).st_size))
+            if code != errno.EINTR:  # as of a file system without this call: SQLite's own writes are to do
                 return
 
     def _find_own(self) -> int | None:

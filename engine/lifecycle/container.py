@@ -317,6 +317,7 @@ class Container(ProcessBound):
         """
         return self._runtime.step(lambda: change_limits(self.life, limits))
 
+    @whole
     def reopen_log(self) -> None:
         """Begin a new log, after the old one was renamed. Raises InvalidStateError, UnsupportedError."""
         if not self.metadata.log_path:

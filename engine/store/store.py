@@ -396,8 +396,7 @@ class Store(ProcessBound):
                 yield draft
             finally:
                 draft.close()
-            draft.end_transaction()
-            self._write(draft)
+            self.finish(draft)
         self.fleet.wait()
 
     @whole
@@ -573,6 +572,7 @@ class Store(ProcessBound):
         self.require_open()
         return self._draft()
 
+    @whole
     def finish(self, draft: Draft) -> None:
         """Make what is in the draft durable and visible. For fronts such as `aio`; see `transaction`."""
         draft.end_transaction()

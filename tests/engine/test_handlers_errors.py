@@ -23,6 +23,10 @@ def config(name, *command):
     metadata = {"name": name}
     return {"metadata": metadata, "image": {"image": "host"}, "command": command, "log_path": f"{name}.log"}
 
+def write_together(store):
+    with store.transaction() as draft:
+        draft.update(runs.id, lambda old: old)
+
 def is_collected(frame):
     while frame is not None:
         if frame.f_code.co_name in NO_CALLERS:
@@ -88,6 +92,8 @@ with Engine.open(state_dir) as engine:
         "list(ended.read_log())",
         "runs.cri_status()",
         "engine.store.put('kind', 'key', 1)",
+        "write_together(engine.store)",
+        "runs.reopen_log()",
     ],
 )
 def test_a_timeout_of_the_callers_own_is_no_error_of_the_disk(state_dir: str, call: str) -> None:

@@ -88,7 +88,7 @@ def test_only_a_parent_vouches_for_a_process(
 
 
 def test_what_cannot_be_shown_to_be_the_one_has_not_ended(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its descriptor was closed behind the engine's back, and nobody is left who could vouch for it: it runs on."""
+    """Its descriptors were closed behind the engine's back, and nobody is left who could vouch for it: it runs on."""
     monkeypatch.setattr("limpet.engine.lifecycle.watcher._EXIT_SECONDS", 0.1)
     with Engine.open(state_dir, starter=AsBefore69()) as engine:
         engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
@@ -96,7 +96,8 @@ def test_what_cannot_be_shown_to_be_the_one_has_not_ended(state_dir: str, monkey
         container.start()
         kill(state_dir, *ALL)
         watcher = engine._runtime.watcher
-        os.close(watcher._epoll.fileno())
+        for descriptor in (watcher._epoll.fileno(), *(each.pidfd for each in watcher._watches.values())):
+            os.close(descriptor)
         watcher._wake()
         with pytest.raises(errors.WaitTimeoutError):
             container.wait(1)

@@ -21,7 +21,7 @@ from limpet.engine.state.directory import StateDirectory
 from limpet.engine.state.fleet_choice import FLEET_TIMEOUT_SECONDS, FleetChoice
 from limpet.engine.state.process_bound import ProcessBound
 from limpet.engine.state.steps import may_be_called_again, run_whole, whole
-from limpet.engine.state.turn import require_wait
+from limpet.engine.state.turn import open_in_parts, require_wait
 from limpet.engine.store.commit import Committer, Request
 from limpet.engine.store.doubt import NOT_VERIFIED, Doubt, require_doubt
 from limpet.engine.store.draft import Draft
@@ -115,7 +115,14 @@ class Store(ProcessBound):
         """
         node = require_node(node)
         require_wait(wait)
-        link = FleetLink(FleetChoice(fleet, fleet_ack, fleet_timeout))
+        choice = FleetChoice(fleet, fleet_ack, fleet_timeout)
+        if not may_be_called_again():
+            return cls._open(state_dir, node, choice, wait)
+        return open_in_parts(lambda part: run_whole(lambda: cls._open(state_dir, node, choice, part), cls.close), wait)
+
+    @classmethod
+    def _open(cls, state_dir: str | os.PathLike[str], node: str, choice: FleetChoice, wait: float) -> Self:
+        link = FleetLink(choice)
         directory = StateDirectory.acquire(state_dir, wait=wait)
         try:
             with system_errors_told(f"state directory {quote_path(directory.path)}"):

@@ -7,7 +7,7 @@ import pytest
 
 LIFE = """
 import faulthandler, os, signal, sys
-from limpet import Engine, Snapshot
+from limpet import Engine, Snapshot, Store
 from limpet.schema.image import ImageConfig, ImageName
 import limpet.engine
 
@@ -54,7 +54,10 @@ def raise_at(number, call):
         return places, repr(error)
     finally:
         sys.setprofile(None)
+        while opened:
+            opened.pop().close()
 
+opened = []
 state_dir = sys.argv[1]
 with Engine.open(state_dir) as engine:
     pod = engine.create_sandbox({"metadata": {"name": "pod"}})
@@ -93,6 +96,7 @@ with Engine.open(state_dir) as engine:
         "runs.cri_status()",
         "engine.store.put('kind', 'key', 1)",
         "write_together(engine.store)",
+        "opened.append(Store.open(state_dir + '-other'))",
         "runs.reopen_log()",
     ],
 )

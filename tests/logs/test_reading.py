@@ -151,7 +151,7 @@ def test_a_log_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.
     assert read() == [b"one\n"]
     for number, kind, told in (
         (errno.EMFILE, ResourcesError, "RLIMIT_NOFILE"),
-        (errno.EIO, StateDirectoryError, "Input/output error$"),
+        (errno.EIO, StateDirectoryError, "Input/output error; the disk has failed"),
     ):
 
         def refuse(*_: object, number: int = number, **__: object) -> int:

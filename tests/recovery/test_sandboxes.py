@@ -143,7 +143,8 @@ def test_a_damaged_directory_is_that_sandboxs_trouble(
     else:
         marker.mkdir()
     with Engine.open(state_dir) as engine:
-        assert f"sandbox bad: what it holds cannot be set right now: bundle {marker.parent}: {why}" in caplog.text
+        told = f"sandbox bad: what it holds cannot be set right now: bundle {marker.parent}: {str(marker)!r}: {why}"
+        assert told in caplog.text
         engine.create_sandbox({"metadata": {"name": "good"}}, id="good").remove()
         with pytest.raises(errors.StateDirectoryError, match=why):
             engine.get_sandbox("bad").remove()

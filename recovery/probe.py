@@ -108,9 +108,12 @@ class HostProbe:
             return Boot.SAME, Witnessed(Process.NONE)
         boot = self._observe_boot(identity)
         if boot is Boot.SAME:
+            is_held = is_runtime_init(identity.pid)  # asked first: what is reaped amid the look has no name any more
             process, exit_code, detail = observe_process(identity, self._compare)
-            if process is Process.ALIVE and is_runtime_init(identity.pid):
-                process, detail = Process.UNPROVEN, "a runtime has made it, and holds it before its program is executed"
+            if is_held and process is Process.ALIVE:
+                return boot, Witnessed(Process.UNPROVEN, detail=_HELD)
+            if is_held and process is Process.ENDED:
+                return boot, Witnessed(Process.GONE)  # the code is a runtime's, not its program's
             return boot, Witnessed(process, exit_code, detail=detail)
         # A pid of another boot names another process; without a boot id it may.
         return boot, Witnessed(Process.GONE if boot is Boot.CHANGED else Process.HIDDEN)
@@ -133,4 +136,5 @@ def _believe(identity: ProcessIdentity | None, seen: Witnessed, witnessed: Witne
     return witnessed if is_closer or seen.process is Process.UNPROVEN else seen
 
 
+_HELD = "a runtime has made it, and holds it before its program is executed"
 _LIVING = {Process.ALIVE, Process.PAUSED, Process.MONITOR_GONE}

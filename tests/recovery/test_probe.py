@@ -140,6 +140,20 @@ def test_what_runc_holds_is_not_said_to_run(sleeper: ProcessIdentity) -> None:
         process.kill()
 
 
+def test_the_end_of_what_runc_holds_is_not_its_programs() -> None:
+    """Killed while it has the name of runc's init, and not reaped yet: it has ended, and nothing says with what."""
+    script = "printf 'runc:[2:INIT]' > /proc/$$/comm; echo; read line"
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        with host.open_pidfd(process.pid) as pidfd:
+            identity = host.identify(process.pid, pidfd)
+            process.kill()
+            assert host.wait_for_end(pidfd, 60)
+        seen = look(identity)
+        assert (seen.process, seen.exit_code) == (Process.GONE, None)
+
+
 def test_a_witness_proves_what_the_kernel_cannot(sleeper: ProcessIdentity) -> None:
     """Its parent knows that it is the very one; where the kernel knows better, the kernel is believed."""
     alive = Witnessed(Process.ALIVE)

@@ -127,9 +127,8 @@ def test_one_that_is_held_and_of_which_nothing_is_left(state_dir: str, engine_pr
             engine.recover()
             return engine.get(f"one-{runtime}").status.reason == Reason.UNKNOWN
 
-        wait_until(
-            is_seen_to_have_ended, "the end of all its threads"
-        )  # runc's first may be a zombie before the others
+        # runc's first thread may be a zombie before the others.
+        wait_until(is_seen_to_have_ended, "the end of all its threads")
 
 
 @each_runtime

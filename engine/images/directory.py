@@ -4,7 +4,6 @@ A record is written once all blobs of its image are durable, so a crash leaves a
 Blobs that no record needs, and leftovers of a crash, are removed by `remove` and when the store is next opened.
 """
 
-import errno
 import fcntl
 import io
 import os
@@ -25,7 +24,7 @@ from limpet.engine.images.oci import DIGEST_ALGORITHMS, Configuration, Descripto
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
-from limpet.engine.state.descriptors import close_all, is_of_handler
+from limpet.engine.state.descriptors import close_all, is_of_handler, to_limpet_error
 from limpet.engine.state.durable import make_directory, make_one_directory, open_made, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.engine.state.holders import find_stopped
@@ -33,7 +32,6 @@ from limpet.engine.state.steps import whole
 from limpet.recovery.mounts import find_mounts
 from limpet.schema.errors import (
     AlreadyExistsError,
-    DiskFullError,
     InvalidInputError,
     InvalidStateError,
     LimpetError,
@@ -361,9 +359,8 @@ class DirectoryImageStore:
         except OSError as error:
             if is_of_handler(error):
                 raise
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise DiskFullError(f"cannot {what}: {error}; free some space and try again") from error
-            raise StateDirectoryError(f"cannot {what} in {self._root}: {error}") from error
+            where = "" if error.filename else f" in {self._root}"
+            raise to_limpet_error(f"cannot {what}{where}", error) from error
 
 
 def _take(lock: int, how: int) -> None:

@@ -27,6 +27,7 @@ from limpet.schema.errors import (
     AlreadyExistsError,
     InvalidInputError,
     NotFoundError,
+    ResourcesError,
     StateDirectoryError,
     StoreDamagedError,
 )
@@ -525,7 +526,7 @@ def test_a_record_that_cannot_be_read_now_is_not_damaged(
 
     with monkeypatch.context() as patched:
         patched.setattr("limpet.engine.images.records.read_small_file", refuse)
-        with pytest.raises(StateDirectoryError, match="Too many open files") as caught:
+        with pytest.raises(ResourcesError, match="no file descriptor is free") as caught:
             store.manifest(APP)
         assert "remove" not in str(caught.value)
         DirectoryImageStore(str(tmp_path / "store")).register_builtin(ImageName("built-in"))

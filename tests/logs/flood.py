@@ -2,12 +2,13 @@
 
 Each writes numbers as fast as it can. The log copier is killed each second, logs are rotated all the time, and their
 disk is full for a while, and frozen for a while. In the meantime other containers are started. Found wrong is: a line
-that is lost, doubled or torn, a container that has ended, and a start that took longer than `--slowest` allows. The
-logs' disk is an ext4 file system on a loop device, in a mount namespace of its own. Status 1 if anything is found, 3
-where it cannot be tried.
+that is lost, doubled or torn, a container that has ended, a log that was not rotated, and a start that took longer than
+`--slowest` allows. The logs' disk is an ext4 file system on a loop device, in a mount namespace of its own. Status 1 if
+anything is found, 3 where it cannot be tried.
 """
 
 import argparse
+import glob
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from typing import Final, NamedTuple
 
 from limpet.engine import Container, Engine
 from limpet.engine.logs import read_log
-from limpet.engine.starters.process import starter
+from limpet.engine.starters.process import starts as process_starts
 from limpet.schema import ContainerState
 
 _NOT_TRIED: Final = 3
@@ -60,7 +61,7 @@ def find_obstacle() -> str:
 
 def flood(seconds: float, count: int, slowest_ms: float) -> Told:
     """Let so many containers write for so long. In a mount namespace of its own."""
-    vars(starter).update(_LOG_BYTES=_ROTATE_AT, _LOG_FILES=_KEPT)
+    vars(process_starts).update(_LOG_BYTES=_ROTATE_AT, _LOG_FILES=_KEPT)
     with tempfile.TemporaryDirectory(prefix="limpet-flood-") as place, _disk(place, count * _DISK_BYTES_EACH) as disk:
         with Engine.open(f"{place}/state") as engine:
             engine.create_sandbox({"metadata": {"name": "jobs"}, "log_directory": f"{disk}/logs"}, id="jobs")
@@ -78,6 +79,8 @@ def flood(seconds: float, count: int, slowest_ms: float) -> Told:
                 found, more = _judge(f"{disk}/logs", each.metadata.log_path)
                 findings += [f"{each.id}: {one}" for one in more]
                 lines += found
+                if not glob.glob(f"{each.metadata.log_path}.*"):
+                    findings.append(f"{each.id}: its log was not rotated")
         if not kills:
             findings.append("no copier was killed")
         return Told(findings, sorted(starts), lines, len(kills))

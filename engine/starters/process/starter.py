@@ -50,8 +50,6 @@ _COPY_TIMEOUT_SECONDS = 1.0
 _SETTLED_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 0.005
 _REOPEN_SECONDS = 5.0
-_LOG_BYTES, _LOG_FILES = 10 << 20, 5
-"""When a log is rotated, and how many files of it there are: kubelet's containerLogMaxSize and containerLogMaxFiles."""
 
 
 class ProcessStarter:

@@ -66,14 +66,18 @@ class SharedMemory:
         """
         try:
             size = os.stat(self._path).st_size  # that its times are asked for matters little: no flush waits for it
-        except OSError:  # it has no name any more, or not yet: what is mapped stays
+        except OSError:  # it has no name any more, or not yet: what is mapped stays, and the next is another file
+            _sizes.pop(self._path, None)
             return
         _sizes[self._path] = size if size >= _sizes.get(self._path, 0) else self._mend(size)
 
     def _mend(self, size: int) -> int:
         """Make it as long again as what is mapped, if that is longer than the file, and return how long it is then."""
-        descriptor, mapped = self._find_own(), _count_mapped(self._path)
-        if descriptor is None or mapped <= size:  # nobody had it open just now, and SQLite has begun it anew
+        descriptor = self._find_own()
+        if descriptor is None:  # nobody had it open just now, and SQLite has begun it anew
+            return size
+        mapped = _count_mapped(self._path)
+        if mapped <= size:
             return size
         _log.warning("%s was cut to %d bytes by another program; its content is made anew", self._path, size)
         try:

@@ -33,8 +33,8 @@ import sys
 from limpet.engine.drill import controls, modes
 from limpet.engine.cli import main
 sys.argv[0] = "limpet"
-modes._CHECKPOINTS |= {modes.Mode.KILL: 6, modes.Mode.POWER: 1}
-modes._TRUE_KILLS_EVERY, modes._SAMPLES, modes._RECOVERIES, modes._CUTS_EVERY = 160, 1, 1, 64
+modes._CHECKPOINTS |= {modes.Mode.KILL: 4, modes.Mode.POWER: 1}
+modes._TRUE_KILLS_EVERY, modes._SAMPLES, modes._RECOVERIES, modes._CUTS_EVERY = 240, 1, 1, 128
 modes._FAULTS_EVERY, modes._DAMAGED = 60, 200
 """
 SHORT = f"""{RUN}

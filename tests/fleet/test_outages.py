@@ -135,7 +135,13 @@ def test_a_fleet_that_was_lost_is_sent_all_again(base: Base, state_dir: str) -> 
         assert store.status("a").pid == 9
 
 
-@pytest.mark.parametrize("is_opened_anew", [False, True], ids=["since it was opened", "before it was opened"])
+@pytest.mark.parametrize(
+    "is_opened_anew",
+    [
+        pytest.param(False, marks=pytest.mark.long, id="since it was opened"),
+        pytest.param(True, id="before it was opened"),
+    ],
+)
 def test_a_fleet_that_went_back_is_set_right(
     base: Base, cluster: Cluster, state_dir: str, *, is_opened_anew: bool
 ) -> None:

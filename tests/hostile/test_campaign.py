@@ -7,16 +7,16 @@ from tests.campaigns.hostile.oracle import Fate
 from tests.campaigns.sizes import CAMPAIGNS, Size
 
 INPUTS = {
-    "config": 3000,
-    "name": 2000,
-    "path": 250,
-    "bundle": 100,
-    "layer": 700,
-    "layout": 500,
-    "entry": 200,
-    "row": 80,
-    "command": 400,
-    "process": 30,
+    "config": 1500,
+    "name": 1000,
+    "path": 125,
+    "bundle": 50,
+    "layer": 350,
+    "layout": 250,
+    "entry": 100,
+    "row": 40,
+    "command": 200,
+    "process": 15,
 }
 """So many of each kind in the gate. `python -m tests.campaigns.hostile` tries more."""
 SEED = 20_240_611

@@ -39,10 +39,10 @@ def test_damaged_states(size: Size) -> None:
 @pytest.mark.campaign("bits")
 @pytest.mark.timeout(300)
 def test_the_bits_of_a_database(size: Size) -> None:
-    """One bit of a closed database flipped, in the gate each thirteenth of all that mean anything."""
+    """One bit of a closed database flipped, in the gate each 26th of all that mean anything."""
     told = run(
         "import json; from limpet.engine.drill.damage import flip_bits\n"
-        f"report = flip_bits(every={13 * size.every}, workers={2 * (os.cpu_count() or 1)})\n"
+        f"report = flip_bits(every={26 * size.every}, workers={2 * (os.cpu_count() or 1)})\n"
         "print(json.dumps([report.damaged, report.violations, [str(each) for each in report.findings[:5]]]))"
     )
     assert told[1:] == [0, []]

@@ -24,6 +24,8 @@ from tests import oci_layout
 from tests.conftest import require_namespaces, require_tools
 
 RUNTIMES = ("runc", "crun")
+each_runtime = pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", marks=pytest.mark.long)])
+"""With runc in `make test`, and with crun in the gate."""
 TOOLS = ("conmon", "runc", "crun", "busybox")
 APPLETS = ("sh", "cat", "ls", "id", "sleep", "test", "env", "true", "false", "echo", "grep", "pwd", "mount", "hostname")
 PASSWD = b"root:x:0:0::/root:/bin/sh\nweb:x:1000:1001::/home/web:/bin/sh\n"

@@ -19,7 +19,7 @@ from limpet.engine.starters.oci.cgroups import list_directories
 from limpet.schema import ContainerState
 from limpet.schema.cri import LinuxContainerResources
 from tests.conftest import find_processes, is_running, read_output, wait_until
-from tests.starters.oci import RUNTIMES, config, processes_of
+from tests.starters.oci import RUNTIMES, config, each_runtime, processes_of
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
 
@@ -37,7 +37,7 @@ def counting(request: pytest.FixtureRequest, shared: Engine) -> Iterator[Contain
     container.release()
 
 
-@pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", marks=pytest.mark.long)])
+@each_runtime
 def test_pause_one_that_starts_programs_all_the_time(shared: Engine, runtime: str) -> None:
     """All of it is frozen when that returns, as where its shell waits for a child by vfork that is frozen already."""
     script = "for i in 1 2 3; do (while :; do /bin/true; done) & done; wait"

@@ -18,7 +18,7 @@ from limpet.engine.state import forks
 from limpet.engine.state.forks import opened_here, undisturbed
 from limpet.recovery.host import read_wait_status, wait_for_end
 from tests.children import reap_any
-from tests.starters.oci import end_everything, load_busybox, open_engine
+from tests.starters.oci import each_runtime, end_everything, load_busybox, open_engine
 
 HOST = """
 import os, signal, sys, threading, time
@@ -102,7 +102,7 @@ finally:
 
 
 @pytest.mark.parametrize("harm", ["fork", "reap", "ignore"])
-@pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", marks=pytest.mark.long)])
+@each_runtime
 def test_a_host_that(state_dir: str, tmp_path: Path, runtime: str, harm: str) -> None:
     """Forks, reaps or ignores what ends: each code is the program's, and what failed is not said to be done."""
     if harm != "fork" and not tells_exits():

@@ -30,6 +30,7 @@ from tests.conftest import is_running, read_output, wait_until
 from tests.starters.oci import (
     RUNTIMES,
     config,
+    each_runtime,
     end_everything,
     load_busybox,
     open_engine,
@@ -57,7 +58,7 @@ def make_own_program(container: object, script: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_conmon_that_is_late_is_waited_for(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -78,7 +79,7 @@ def test_a_conmon_that_is_late_is_waited_for(
         opened.get("one").release()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_stop_has_a_stopped_conmon_go_on(engine: Engine, state_dir: str, runtime: str) -> None:
     """Its container ends at once, and conmon is what has to say so."""
     container = engine.create_container(config("one", "sleep 1000"), runtime, id="one")
@@ -98,7 +99,7 @@ def test_a_conmon_that_was_stopped_goes_on_when_an_engine_is_opened(engine: Engi
         assert again.get("one").exit_code == 9
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_stopped_conmon_goes_on_when_it_is_needed(engine: Engine, state_dir: str, runtime: str) -> None:
     """Whoever is attached is answered, a log is begun anew, and an end is told with its code."""
     script = "while read x; do echo got $x; done; exit 9"
@@ -149,7 +150,7 @@ ALTERED: dict[str, Callable[[RunDirectory], object]] = {
 }
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("how", ALTERED)
 def test_a_bundle_that_somebody_altered(engine: Engine, state_dir: str, runtime: str, how: str) -> None:
     """A container that runs is not taken for one that was never let go, nor ended: its end is told as it is."""
@@ -171,7 +172,7 @@ def test_a_bundle_that_somebody_altered(engine: Engine, state_dir: str, runtime:
         assert runtime_entries(state_dir, runtime) == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_marks_that_are_gone_do_not_say_that_it_never_ran(engine: Engine, state_dir: str, runtime: str) -> None:
     """While the engine that started it lives, or one that has seen it run, nothing is missed.
 
@@ -287,7 +288,7 @@ def test_the_last_act_of_a_conmon_is_seen(engine: Engine, state_dir: str, monkey
     assert (witnessed.process, witnessed.exit_code) == (Process.ENDED, 9)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_program_that_changes_its_own_file(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -319,7 +320,7 @@ def test_a_program_that_changes_its_own_file(
         assert (status.exit_code, status.reason) == expected
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_start_that_was_given_up_too_early_is_a_start(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -359,7 +360,7 @@ def test_a_start_that_was_given_up_as_it_ended_is_a_start(engine: Engine, monkey
     assert given_up
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_what_was_never_executed_is_told_without_the_kernels_word(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -372,7 +373,7 @@ def test_what_was_never_executed_is_told_without_the_kernels_word(
     assert (container.status.exit_code, container.status.reason) == (128, Reason.START_ERROR)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_start_under_way_is_not_taken_for_a_left_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -434,7 +435,7 @@ def test_when_a_start_that_was_never_let_go_has_ended_is_not_made_up(engine: Eng
     assert ended == Exit(None, 0, never_ran="it ended before its program was executed")
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_disk_that_takes_no_mark_of_what_was_executed_ends_nothing(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -452,7 +453,7 @@ def test_a_disk_that_takes_no_mark_of_what_was_executed_ends_nothing(
     assert (container.wait(20).exit_code, container.status.reason) == (1, Reason.ERROR)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("fails", ["mark", "rename"])
 def test_a_disk_that_takes_no_mark_leaves_no_start(
     engine: Engine, state_dir: str, monkeypatch: pytest.MonkeyPatch, runtime: str, fails: str

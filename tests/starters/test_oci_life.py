@@ -33,6 +33,7 @@ from tests.starters.oci import (
     RUNTIMES,
     busybox_engine,
     config,
+    each_runtime,
     load_busybox,
     processes_of,
     runtime_entries,
@@ -96,7 +97,7 @@ def run(engine: Engine, runtime: str, script: str, **fields: Any) -> list[str]:
     return [str(code), *read_output(container, 0)]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_signals_and_ends(engine: Engine, runtime: str) -> None:
     """stop sends the stop signal, and SIGKILL to what ignores it; a program's own codes are told from it."""
     loop = "echo up; while :; do sleep 0.02; done"
@@ -111,7 +112,7 @@ def test_signals_and_ends(engine: Engine, runtime: str) -> None:
     assert run(engine, runtime, "exit 128") == ["128"]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_an_images_volumes(engine: Engine, tmp_path: Path, runtime: str) -> None:
     """They are there; and with a root that is read-only it is told that they are, too, where nothing is mounted.
 
@@ -133,7 +134,7 @@ def test_an_images_volumes(engine: Engine, tmp_path: Path, runtime: str) -> None
     assert told == [(0, []), (1, ["image.volumes"]), (0, [])]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize(
     ("program", "why"),
     [("/bin/private", "permission denied"), ("/bin/counting", "operation not permitted: it counts on CAP_NET_ADMIN")],
@@ -151,7 +152,7 @@ def test_what_its_user_may_not_execute_was_never_executed(engine: Engine, runtim
         container.execute([program])
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_what_just_ends_has_lost_no_thread(engine: Engine, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of the runtime that ends may be seen between the end of its first thread and that of the others."""
     looks = itertools.count()
@@ -163,7 +164,7 @@ def test_what_just_ends_has_lost_no_thread(engine: Engine, runtime: str, monkeyp
     assert next(looks) > 0
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_what_was_never_executed_is_told(engine: Engine, state_dir: str, runtime: str) -> None:
     """A missing, damaged or orphaned program is a StartError: 128, "never ran", and nothing is left at the runtime.
 
@@ -191,7 +192,7 @@ def test_what_was_never_executed_is_told(engine: Engine, state_dir: str, runtime
     assert (container.wait(20).exit_code, container.status.reason) == (1, Reason.ERROR)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_nothing_of_the_engine_gets_in(
     engine: Engine, runtime: str, monkeypatch: pytest.MonkeyPatch, state_dir: str
 ) -> None:
@@ -213,7 +214,7 @@ def test_nothing_of_the_engine_gets_in(
     assert said[4:] == ["0022", "0", "1", "2", "/work", "0"]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_limit_of_the_engines_ends_no_conmon(engine: Engine, runtime: str) -> None:
     """Its log may grow beyond what the engine's other files may, and it works for as long as it has to.
 
@@ -296,7 +297,7 @@ def test_ids_and_images_that_a_runtime_cannot_take(engine: Engine) -> None:
         engine.create_container(config("long", "true"), "runc", id="ü" * 200)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_names_of_logs(engine: Engine, runtime: str) -> None:
     """What is not ASCII is taken; behind a ':' conmon would write into another file, so that is refused."""
     container = engine.create_container(config("log", "echo written", log_path="ü:/é 中.log"), runtime)
@@ -308,7 +309,7 @@ def test_names_of_logs(engine: Engine, runtime: str) -> None:
         engine.create_container(config("colon", "true", log_path="a:b"), runtime)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_no_cgroup_is_left(engine: Engine, state_dir: str, runtime: str) -> None:
     """Those of the container are gone after its release, also if the runtime no longer knows the container."""
     container = engine.create_container(config("one", "sleep 1000"), runtime)
@@ -357,7 +358,7 @@ def test_a_pid_that_has_become_a_threads(engine: Engine, state_dir: str) -> None
         thread.join()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("action", ["SCMP_ACT_KILL", "SCMP_ACT_ERRNO"])
 def test_a_seccomp_profile_that_forbids_all(shared: Engine, tmp_path: Path, runtime: str, action: str) -> None:
     """The start says soon that it may be the profile: a thread that is killed left runc waiting until its deadline."""
@@ -373,7 +374,7 @@ def test_a_seccomp_profile_that_forbids_all(shared: Engine, tmp_path: Path, runt
     one.release()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("is_over", [True, False])
 def test_one_that_ends_while_it_is_identified(
     shared: Engine, runtime: str, is_over: bool, monkeypatch: pytest.MonkeyPatch
@@ -408,7 +409,7 @@ def test_a_damaged_config_is_refused(shared: Engine, content: bytes) -> None:
     one.remove(force=True)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_program_on_a_mount(shared: Engine, tmp_path: Path, runtime: str) -> None:
     """One that ends with 1 has run, also where the image has no such interpreter, or another file in its place.
 

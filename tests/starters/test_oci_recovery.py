@@ -17,7 +17,9 @@ from limpet.engine.starters.oci.run_directory import list_runs
 from limpet.schema import ContainerState, Reason
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import (
+    RUNTIMES,
     config,
+    each_runtime,
     end_everything,
     free_pins,
     load_busybox,
@@ -26,8 +28,6 @@ from tests.starters.oci import (
     runtime_entries,
 )
 
-RUNTIMES = ("runc", "crun")
-each_runtime = pytest.mark.parametrize("runtime", ["runc", pytest.param("crun", marks=pytest.mark.long)])
 Start = Callable[[str], EngineProcess]
 
 PRELUDE = """
@@ -92,7 +92,7 @@ say("survived")
     assert start(script).wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("has_ended", [False, True])
 def test_one_that_is_held_and_of_which_somebody_removed_what_was_written(
     state_dir: str, engine_process: Start, runtime: str, has_ended: bool
@@ -113,7 +113,7 @@ def test_one_that_is_held_and_of_which_somebody_removed_what_was_written(
         assert engine.get(f"one-{runtime}").status == status
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_one_that_is_held_and_of_which_nothing_is_left(state_dir: str, engine_process: Start, runtime: str) -> None:
     """It is not said to run: it is called as the runtime is."""
     start_and_die(engine_process, KILLS["before go"], f"one-{runtime}")
@@ -422,7 +422,7 @@ time.sleep(1000)
         assert runtime_entries(state_dir, runtime) == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_moved_state_directory_goes_on(state_dir: str, runtime: str) -> None:
     """What runs there is paused, resumed and stopped by the cgroup that it has, and the code of what ends is known."""
     loop = "while :; do sleep 0.02; done"

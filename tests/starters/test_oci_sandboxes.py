@@ -33,9 +33,9 @@ from limpet.schema import ContainerState, ProcessIdentity
 from limpet.schema.sandbox_status import SandboxState
 from tests.conftest import EngineProcess, is_running, read_output, wait_until
 from tests.starters.oci import (
-    RUNTIMES,
     busybox_engine,
     config,
+    each_runtime,
     end_everything,
     load_busybox,
     open_engine,
@@ -70,7 +70,7 @@ def run(engine: Engine, sandbox: Sandbox, name: str, script: str, options: dict[
     return [*read_output(container, 0), *sorted(container.status.unapplied)]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_containers_share_what_the_sandbox_holds(engine: Engine, runtime: str) -> None:
     """Network, IPC with its /dev/shm, hostname, sysctls and /etc are the sandbox's; it goes with the sandbox."""
     sandbox = engine.create_sandbox(SANDBOX, runtime_handler=runtime)
@@ -119,7 +119,7 @@ def test_a_pid_namespace_is_shared(engine: Engine) -> None:
     wait_until(lambda: not is_running(first), "the namespace's first process to be gone")
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize(
     ("kind", "path"), [("network", "/etc/passwd"), ("ipc", "/proc/self/ns/net"), ("network", "/etc")]
 )
@@ -208,7 +208,7 @@ def test_nothing_is_made_where_a_link_leads(engine: Engine, tmp_path: Path) -> N
     sandbox.remove()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_shared_pid_namespace_that_has_ended(engine: Engine, runtime: str) -> None:
     """Somebody kills its first process: a start says so, and the next recovery makes the sandbox NOTREADY."""
     options = {"pid": "POD"}
@@ -440,7 +440,7 @@ def test_what_a_kill_leaves(engine: Engine, state_dir: str) -> None:
     assert os.stat(kept.status.namespaces["network"]).st_ino == inode
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("kind", ["net", "ipc", "shm"])
 def test_what_somebody_has_unmounted_is_not_used(engine: Engine, runtime: str, kind: str) -> None:
     """No container gets a directory of the host as its /dev/shm: a start says why, and the sandbox is NOTREADY."""
@@ -505,7 +505,7 @@ def first_program(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: p
     return request.param
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_the_first_process_of_a_pid_namespace_leads_nowhere(engine: Engine, runtime: str, first_program: str) -> None:
     """A container that may trace it had the host's root directory there, and any saw all that is mounted."""
     sandbox = engine.create_sandbox(SHARED, runtime_handler=runtime)
@@ -600,7 +600,7 @@ def test_a_sysctl_of_the_host_is_refused(engine: Engine, state_dir: str) -> None
     assert engine.list_sandboxes() == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_sysctls_in_a_namespace_of_the_containers_own(engine: Engine, runtime: str) -> None:
     """The host's name is set, though the runtimes take no such sysctl; what they do not set is told there."""
     sysctls = {"kernel.hostname": "by-sysctl", "kernel.msg_next_id": "7", "kernel.msgmax": "4096"}

@@ -21,9 +21,9 @@ from limpet.engine.starters.oci.tools import Tools, command_of
 from limpet.schema.cri import ContainerConfig, ContainerMetadata, ImageSpec
 from tests.conftest import find_processes, read_output, require_tools, wait_until
 from tests.starters.oci import (
-    RUNTIMES,
     TOOLS,
     config,
+    each_runtime,
     processes_of,
 )
 
@@ -44,7 +44,7 @@ def run(engine: Engine, runtime: str, script: str, context: dict[str, Any] | Non
     return read_output(container, 0)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_users_and_groups(shared: Engine, runtime: str) -> None:
     """By number, and by the names of the image's own /etc/passwd and /etc/group."""
     asked = {"run_as_username": "web", "supplemental_groups": [2000]}
@@ -62,7 +62,7 @@ def test_users_and_groups(shared: Engine, runtime: str) -> None:
     assert run(shared, runtime, "id -u; id -g", numbers) == ["12", "34"]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_an_empty_home_is_none(shared: Engine, runtime: str) -> None:
     """It is then the user's: runc would see to that alone, and crun leave it empty. Other variables may be empty."""
     empty = [{"key": name, "value": ""} for name in ("HOME", "OTHER")]
@@ -113,7 +113,7 @@ def test_crun_takes_all_ids(shared: Engine) -> None:
     assert run(shared, "crun", "id -u; id -G", context) == [str(most), str(most)]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_privileged_one_sees_the_hosts_devices(shared: Engine, runtime: str) -> None:
     """All that the host has in /dev, and can make others; one that is not privileged has its own alone."""
     devices = [name for name in sorted(os.listdir("/dev")) if Path("/dev", name).is_block_device()]
@@ -125,7 +125,7 @@ def test_a_privileged_one_sees_the_hosts_devices(shared: Engine, runtime: str) -
     assert run(shared, runtime, script) == ["end"]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_capabilities_and_privileges(shared: Engine, runtime: str) -> None:
     """The default 14, some added and dropped, all, none; for another user ambient ones alone; no_new_privs."""
     script = "grep -e CapEff -e CapBnd -e CapAmb /proc/self/status"
@@ -142,7 +142,7 @@ def test_capabilities_and_privileges(shared: Engine, runtime: str) -> None:
         run(shared, runtime, "true", {"capabilities": {"add_capabilities": ["FLY"]}})
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_seccomp(shared: Engine, runtime: str, tmp_path: Path) -> None:
     """The installed profile, a file, or none; what is no profile is refused."""
     if not any(map(os.path.exists, DEFAULT_PROFILES)):
@@ -167,7 +167,7 @@ def test_seccomp(shared: Engine, runtime: str, tmp_path: Path) -> None:
         run(shared, runtime, "true", asked)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_the_root_and_the_paths(shared: Engine, runtime: str) -> None:
     """A root that is read-only, paths that are hidden or read-only, and both as they are by default."""
     assert run(shared, runtime, "echo x > /tmp/x; cat /tmp/x") == ["x"]
@@ -182,7 +182,7 @@ def test_the_root_and_the_paths(shared: Engine, runtime: str) -> None:
     assert "Read-only" in said[0]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_mounts(shared: Engine, runtime: str, tmp_path: Path) -> None:
     """Files and directories of the host, read-only or not; what a mount leaves of /dev and /sys is usual."""
     (tmp_path / "data").mkdir()
@@ -202,7 +202,7 @@ def test_mounts(shared: Engine, runtime: str, tmp_path: Path) -> None:
         run(shared, runtime, "true", mounts=[{"container_path": "/work", "host_path": "/no/such"}])
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_namespaces_names_and_sysctls(shared: Engine, runtime: str) -> None:
     """Of its own: pid 1, a hostname, a loopback, sysctls; or the host's."""
     script = (
@@ -218,7 +218,7 @@ def test_namespaces_names_and_sysctls(shared: Engine, runtime: str) -> None:
     assert said == links
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_devices(shared: Engine, runtime: str) -> None:
     """A device of the host that is asked for can be read; one that is not cannot be made."""
     device = {"container_path": "/dev/given", "host_path": "/dev/full", "permissions": "rw"}
@@ -230,7 +230,7 @@ def test_devices(shared: Engine, runtime: str) -> None:
     assert "not permitted" in said[0].lower()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_limits(shared: Engine, runtime: str) -> None:
     """What the CRI limits is in the container's cgroup; a memory limit that ends it is told; oom_score_adj is set."""
     limits = {
@@ -269,7 +269,7 @@ def test_limits(shared: Engine, runtime: str) -> None:
     assert hungry.status.reason == "OOMKilled"
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_one_that_does_without_what_was_killed_has_completed(shared: Engine, runtime: str) -> None:
     """Its memory limit has ended another process than its first, which ended well, and nothing else is said."""
     script = "busybox tail /dev/zero; echo $?"
@@ -281,7 +281,7 @@ def test_one_that_does_without_what_was_killed_has_completed(shared: Engine, run
     assert (status.exit_code, status.reason, status.message) == (0, "Completed", "")
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_what_a_stop_ends_has_not_run_out_of_memory(shared: Engine, runtime: str) -> None:
     """One that had lost a process, and ran on until it was asked to stop; what the kernel did is told nevertheless."""
     asked = config(
@@ -310,7 +310,7 @@ def narrow_parent() -> Iterator[str]:
         path.rmdir()
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 @pytest.mark.parametrize("has_conmon", [True, False])
 def test_whose_process_was_killed_for_want_of_memory(
     shared: Engine, narrow_parent: str, runtime: str, has_conmon: bool
@@ -331,7 +331,7 @@ def test_whose_process_was_killed_for_want_of_memory(
     sandbox.remove(force=True)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_what_is_not_done_is_listed(shared: Engine, runtime: str) -> None:
     """Each field by name, and `strict` refuses it; a config that asks for what is done has none."""
     asked = {
@@ -364,7 +364,7 @@ OF_ALL = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts"}
 
 
 @pytest.mark.parametrize("name", DEVICES)
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_permissions_of_devices_are_in_force_or_told(shared: Engine, runtime: str, name: str, tmp_path: Path) -> None:
     """Of some the runtimes let every container use them, and all can be made by who may make any."""
     number = DEVICES[name]
@@ -387,7 +387,7 @@ def test_permissions_of_devices_are_in_force_or_told(shared: Engine, runtime: st
         assert ("CAP_MKNOD" in told.get("devices.permissions", "")) is (not drop)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_what_a_privileged_one_has_all_the_same_is_listed(shared: Engine, runtime: str) -> None:
     """As nothing is taken from it: by the name of each field that asks for less."""
     asked: dict[str, Any] = {
@@ -406,7 +406,7 @@ def test_what_a_privileged_one_has_all_the_same_is_listed(shared: Engine, runtim
     assert shared.create_container(wants, runtime).status.unapplied == {}
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_device_that_the_hosts_dev_has(shared: Engine, runtime: str) -> None:
     """Where that is mounted: it is there, and may be used."""
     mounts = [{"container_path": "/dev", "host_path": "/dev"}]
@@ -426,7 +426,7 @@ def test_a_cgroup_namespace_where_all_controllers_are_of_cgroup_v2(is_unified: b
     assert types == ["mount", "network", "uts", "ipc", "pid", *(["cgroup"] if is_unified else [])]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_annotations_give_a_runtime_no_orders(shared: Engine, runtime: str) -> None:
     """crun would make a virtual machine of it, and fail; what is left out is said, and all else is in config.json."""
     orders = {"run.oci.handler": "krun", "org.systemd.property.CPUQuota": "1", "module.wasm.image/variant": "compat"}
@@ -442,7 +442,7 @@ def test_annotations_give_a_runtime_no_orders(shared: Engine, runtime: str) -> N
     assert not plain.status.unapplied
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_shared_pid_namespace_leaves_nothing(shared: Engine, runtime: str) -> None:
     """Where it has the host's pids, all that it has started is ended with its release."""
     host = {"security_context": {"namespace_options": {"pid": "NODE"}}}
@@ -455,7 +455,7 @@ def test_a_shared_pid_namespace_leaves_nothing(shared: Engine, runtime: str) -> 
     assert find_processes("sleep", f"4712{os.getpid()}") == []
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_a_terminal_and_an_input(shared: Engine, runtime: str) -> None:
     """A terminal of its own, and an input that stays open; without either, end of file at once."""
     assert run(shared, runtime, "test -t 1 && echo tty; echo $TERM", tty=True) == ["tty\r", "xterm\r"]
@@ -468,7 +468,7 @@ def test_a_terminal_and_an_input(shared: Engine, runtime: str) -> None:
     container.stop(0)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_namespaces_that_the_sandbox_holds(shared: Engine, runtime: str, tmp_path: Path) -> None:
     """A container joins them, and what they have of their own, such as a name, stays theirs."""
     sandbox = shared.create_sandbox({"metadata": {"name": f"holds-{runtime}"}, **SANDBOX}, runtime_handler=runtime)
@@ -524,7 +524,7 @@ with open_engine(str(directory / "state")) as engine:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@each_runtime
 def test_propagation(runtime: str, tmp_path: Path) -> None:
     """What is mounted later gets there from a shared mount; from a private one it does not, which is told."""
     require_tools("unshare", "mount", *TOOLS)

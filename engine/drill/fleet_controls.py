@@ -24,10 +24,17 @@ def hasten() -> None:
 
     Each change is committed by the committer thread, as it is where many callers are: then the fleet wakes its caller.
     """
-    setattr(_store("commit").Committer, "_is_idle", lambda _: False)  # noqa: B010
-    vars(_fleet("shipper")).update(_FIRST_PAUSE=0.002, _LONGEST_PAUSE=0.05, _LINGER_SECONDS=0.0, _REST=0)
-    vars(_fleet("address")).update(_IDLE_SECONDS=0.2)
-    vars(_fleet("batch")).update(_LOCK_SECONDS=_LOCK_SECONDS)
+    _change(_store("commit").Committer, _is_idle=lambda _: False)
+    _change(_fleet("shipper"), _FIRST_PAUSE=0.002, _LONGEST_PAUSE=0.05, _LINGER_SECONDS=0.0, _REST=0)
+    _change(_fleet("address"), _IDLE_SECONDS=0.2)
+    _change(_fleet("batch"), _LOCK_SECONDS=_LOCK_SECONDS)
+
+
+def _change(owner: Any, **values: object) -> None:
+    """Set what a module or class has. Raises AttributeError for a name that was moved: nobody would heed it."""
+    for name, value in values.items():
+        getattr(owner, name)
+        setattr(owner, name, value)
 
 
 @contextmanager

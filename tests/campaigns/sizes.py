@@ -33,7 +33,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "recovery": Campaign("power-cut images of a recovery", 0, 1_150, 100_000, every=12),
     "wal": Campaign("power-cut images while the WAL begins anew", 0, 2_000, every=9),
     "upgrade": Campaign("kill points and power-cut images of an upgrade, of each saved state", 1, 58, every=18),
-    "errors": Campaign("failed operations, each with the disks after it", 5, 250, 5_000, every=9),
+    "errors": Campaign("failed operations, each with the disks after it", 4, 190, 5_000, every=12),
     "refusals": Campaign("system calls of an engine and its keeper that are refused", 6, 240, 5_000),
     "stops": Campaign("stops of the keeper's processes, each at a call", 1, 55, every=2),
     "deaths": Campaign("kills of several of an engine's processes at once", 1, 40),
@@ -47,7 +47,7 @@ CAMPAIGNS: Final[Mapping[str, Campaign]] = {
     "reboot": Campaign("verdicts after reboots", 0, 20, 1_000),
     "executor": Campaign("kills of the CI executor of the documentation, amid 50 jobs", 0, 20),
     "amid": Campaign("kills amid what is done with a container of runc or crun that runs", 2, 44),
-    "fleet": Campaign("kills, cuts and crashes while a node sends to a fleet", 8, 300, 20_000),
+    "fleet": Campaign("kills, cuts and crashes while a node sends to a fleet", 8, 200, 20_000),
     "teeth": Campaign("engines with a broken promise, found out by the drill", 0, 7),
     "keeper": Campaign("verdicts after kills of the keeper", 0, 20, 1_000),
 }

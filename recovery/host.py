@@ -237,17 +237,24 @@ def observe_process(identity: ProcessIdentity, compare: Compare = compare) -> tu
 def is_runtime_init(pid: int) -> bool:
     """Return whether a process calls itself what runc's or crun's init does, which executes the program once let go.
 
-    By its name (comm in proc(5)), which any program may give itself: it proves nothing, and raises a doubt.
+    By its name (comm in proc(5)), which any program may give itself: it proves nothing, and raises a doubt. runc gives
+    it one (libcontainer/nsenter/nsexec.c). With crun it is called as crun itself, which stays in our mount namespace.
     """
     try:
-        return read_name(pid) in _RUNTIME_INITS
+        name = read_name(pid)
+    except OSError:
+        return False
+    return name == b"runc:[2:INIT]" or (name == b"crun" and not _shares_mounts(pid))
+
+
+def _shares_mounts(pid: int) -> bool:
+    """Say whether a process is in our mount namespace, as far as that can be seen; of a zombie it cannot."""
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt"))
     except OSError:
         return False
 
 
-_RUNTIME_INITS = {b"runc:[2:INIT]", b"crun"}
-"""What the process is called that becomes the container: runc names it (libcontainer/nsenter/nsexec.c), crun does not.
-"""
 _NAMES_A_THREAD = {errno.EINVAL, errno.ENOENT}
 """What pidfd_open(2) says of a number that is a thread's and no process's: the first before Linux 6.15."""
 

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -13,7 +15,7 @@ from msgspec.structs import replace
 from limpet.recovery import Boot, HostProbe, Observation, Process, host
 from limpet.recovery.probe import Witnessed
 from limpet.schema import ProcessIdentity, Status
-from tests.conftest import wait_until
+from tests.conftest import require_namespaces, wait_until
 from tests.drill.test_command import as_nobody
 
 AS_ROOT = () if os.geteuid() == 0 else ("--user", "--map-root-user")
@@ -137,6 +139,22 @@ def test_what_runc_holds_is_not_said_to_run(sleeper: ProcessIdentity) -> None:
         process.stdin.close()
         wait_until(lambda: look(identity).process is Process.ALIVE, "the program to be executed")
         assert look(sleeper).process is Process.ALIVE
+        process.kill()
+
+
+@pytest.mark.parametrize(("before", "expected"), [((), Process.ALIVE), (("-m",), Process.UNPROVEN)])
+def test_what_crun_holds_is_told_from_crun_itself(tmp_path: Path, before: tuple[str, ...], expected: Process) -> None:
+    """Both have its name: what becomes a container is in a mount namespace of its own, who waits for it is in ours."""
+    shutil.copy("/bin/sleep", tmp_path / "crun")
+    command = [str(tmp_path / "crun"), "1000"]
+    if before:
+        require_namespaces()
+        command = ["unshare", *AS_ROOT, *before, *command]
+    with subprocess.Popen(command) as process:
+        wait_until(lambda: host.read_name(process.pid) == b"crun", "crun to be executed")
+        with host.open_pidfd(process.pid) as pidfd:
+            identity = host.identify(process.pid, pidfd)
+        assert look(identity).process is expected
         process.kill()
 
 

@@ -61,7 +61,7 @@ def test_power_cuts(size: Size) -> None:
     """Every disk that a power cut may leave, in both models, holds what was acknowledged."""
     options = f"every={size.every}, workers={WORKERS}"
     report = run(
-        over(mostly_current(13, 2), f"power_cuts(StoreLife(12, seed=seed), seed=seed, samples=4, {options})")
+        over(mostly_current(8, 2), f"power_cuts(StoreLife(12, seed=seed), seed=seed, samples=4, {options})")
         + f" + power_cuts(EngineLife(processes=False), samples=1, every={8 * size.every}, workers={WORKERS})"
     )
     assert report["images"] >= size.least

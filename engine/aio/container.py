@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import islice
 
 from limpet.engine.aio.loops import require_loop
-from limpet.engine.aio.opening import open_once
+from limpet.engine.aio.opening import as_it_is, open_once
 from limpet.engine.aio.workers import Workers
 from limpet.engine.lifecycle.container import DEFAULT_EXEC_TIMEOUT_SECONDS, Container
 from limpet.engine.lifecycle.stopping import (
@@ -151,12 +151,12 @@ class AsyncContainer(ProcessBound):
     ) -> Session:
         """See `Container.open_command`. The session is one for threads: its reads block."""
         return await open_once(
-            lambda: self.container.open_command(args, terminal=terminal, size=size), self._workers.slow
+            lambda: self.container.open_command(args, terminal=terminal, size=size), self._workers.slow, as_it_is
         )
 
     async def attach(self) -> Session:
         """See `Container.attach`. The session is one for threads: its reads block."""
-        return await open_once(self.container.attach, self._workers.slow)
+        return await open_once(self.container.attach, self._workers.slow, as_it_is)
 
     async def measure(self) -> Stats:
         """See `Container.measure`."""

@@ -77,7 +77,7 @@ class AsyncEngine(Closing):
             )
 
         async def begin() -> AsyncEngine:
-            return cls(await open_whole(open_engine, wait))
+            return await open_whole(open_engine, wait, cls)
 
         return Opening(begin)
 

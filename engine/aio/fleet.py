@@ -37,8 +37,12 @@ class AsyncFleet(Closing):
 
         async def begin() -> AsyncFleet:
             one = cls(url)
-            one._fleet = await open_whole(lambda _: Fleet.open(url), 0)
-            return one
+
+            def take(fleet: Fleet) -> AsyncFleet:
+                one._fleet = fleet
+                return one
+
+            return await open_whole(lambda _: Fleet.open(url), 0, take)
 
         return Opening(begin)
 

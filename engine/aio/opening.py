@@ -30,6 +30,7 @@ class _Owned(Protocol):
 
 _T_co = TypeVar("_T_co", bound=Closing, covariant=True)
 _Opened = TypeVar("_Opened", bound=_Owned)
+_Front = TypeVar("_Front")
 
 
 class Opening(Coroutine[Any, Any, _T_co]):
@@ -73,22 +74,28 @@ class Opening(Coroutine[Any, Any, _T_co]):
         return self._begun
 
 
-async def open_whole(open_it: Callable[[float], _Opened], wait: float) -> _Opened:
-    """Return what `open_it` opens, given how long to wait for the lock; what nobody wants any more is closed."""
+async def open_whole(open_it: Callable[[float], _Opened], wait: float, front: Callable[[_Opened], _Front]) -> _Front:
+    """Return the front of what `open_it` opens, given how long to wait for the lock; see `open_once`."""
 
-    def attempt(part: float) -> Awaitable[_Opened]:
-        return open_once(lambda: open_it(part), in_own_thread)
+    def attempt(part: float) -> Awaitable[_Front]:
+        return open_once(lambda: open_it(part), in_own_thread, front)
 
     return await open_in_parts_async(attempt, wait)
 
 
 async def open_once(
-    open_it: Callable[[], _Opened], in_thread: Callable[[Callable[[], None]], Awaitable[None]]
-) -> _Opened:
-    """Return what `open_it` opens in a thread; what a cancelled task does not get is closed."""
+    open_it: Callable[[], _Opened],
+    in_thread: Callable[[Callable[[], None]], Awaitable[None]],
+    front: Callable[[_Opened], _Front],
+) -> _Front:
+    """Return what `front` makes of what `open_it` opens in a thread.
+
+    What a task that is cancelled or interrupted does not get is closed, also if its front was being made.
+    """
     attempt: Attempt[_Opened] = Attempt()
     try:
         await in_thread(lambda: attempt.run(open_it))
+        return front(attempt.opened[0])
     except BaseException:
         try:
             attempt.discard()  # whoever waited is gone, and the thread may still be at it
@@ -96,4 +103,8 @@ async def open_once(
             attempt.discard()
             raise
         raise
-    return attempt.opened[0]
+
+
+def as_it_is(opened: _Opened) -> _Opened:
+    """Return it: it needs no front."""
+    return opened

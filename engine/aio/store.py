@@ -152,7 +152,7 @@ class AsyncStore(Closing):
             )
 
         async def begin() -> AsyncStore:
-            return cls(await open_whole(open_store, wait))
+            return await open_whole(open_store, wait, cls)
 
         return Opening(begin)
 

@@ -26,6 +26,14 @@ def test_interrupts_and_failing_allocations(size: Size) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
+def test_an_engine_for_tasks_is_handed_over_or_closed() -> None:
+    """Struck while what was opened gets its front, which nobody has yet, it keeps no lock."""
+    result = campaign(Order("crew", every=2, within="AsyncEngine.__init__"))
+    assert (result.findings, result.trials > 0) == ([], True)
+
+
+@pytest.mark.long
 def test_a_broken_closing_is_caught() -> None:
     """A store that cannot be closed again after an interrupt fails the campaign."""
     assert campaign(Order("store", every=3, within="Store.close", control="close-once")).findings

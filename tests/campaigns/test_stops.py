@@ -16,7 +16,7 @@ def test_a_process_of_the_keeper_that_is_stopped(size: Size) -> None:
     report = run(f"call_faults(StoppedLife(), roles=ROLES, failures=STOPS, most=1, every={size.every}, {LIMITS})")
     assert report["violations"] == 0, report["findings"]
     assert report["faults"] >= size.least, report
-    assert report["unreached"] <= 3 + report["faults"] / 5, report
+    assert report["unreached"] <= 1 + report["faults"] / 5, report
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ A close is done and then reported as failed.
 
 The life goes on: it may raise what its caller is to see, retry or do without. While the check runs, processes that the
 life has left behind live on, and nothing fails any more. Where threads or processes race, a life may have fewer calls
-than the one before: such points are counted apart, as not reached.
+than the one before: it is lived again, and what is not reached then either is counted apart.
 """
 
 import errno
@@ -48,6 +48,7 @@ _LENGTH: Final = struct.Struct("=I")
 _CLOSED: Final = "limpet-testing-closed"
 _NAME_OF_CLOSED: Final = f"/memfd:{_CLOSED}"
 _LONGEST_REPORT: Final = 16_384
+_TRIES: Final = 3
 _KINDS: Final[Mapping[str, Kind]] = {kind: kind for kind in get_args(Kind)}
 
 
@@ -221,22 +222,27 @@ class CallTrial:
             return trial.counts
 
     def check(self, fault: CallFault, place: str, mark: Mark, *, keep: str = "") -> Iterator[Report]:
-        """Live with this fault, and check what it leaves; a copy of which goes to the new directory `keep`."""
-        mark(str(fault))
-        findings: list[Finding] = []
-        with _Trial(self, fault, place, ANY_CALL.of(fault.call)) as trial:
-            lived = trial.live()
-            if lived.failure and not (fault.error == KILLED and fault.role == LIFE):
-                findings.append(Finding(str(fault), "other", f"the workload {lived.failure}"))
+        """Live with this fault, and check what it leaves; a copy of which goes to the new directory `keep`.
+
+        How many calls a life makes is a matter of timing, too: one that does not reach the fault is lived again.
+        """
+        for _ in range(_TRIES):
             mark(str(fault))
-            if keep:
-                copy(place, keep)
-            if trial.has_struck and not trial.is_killed:
-                findings += trial.check(lived.acknowledged)
-        if not trial.has_struck and not findings:
-            yield Report(unreached=1)
-            return
-        yield Report.of(findings, faults=1, acknowledged=len(lived.acknowledged))
+            findings: list[Finding] = []
+            with _Trial(self, fault, place, ANY_CALL.of(fault.call)) as trial:
+                lived = trial.live()
+                if lived.failure and not (fault.error == KILLED and fault.role == LIFE):
+                    findings.append(Finding(str(fault), "other", f"the workload {lived.failure}"))
+                mark(str(fault))
+                is_tried = trial.has_struck or bool(findings)
+                if keep and is_tried:
+                    copy(place, keep)
+                if trial.has_struck and not trial.is_killed:
+                    findings += trial.check(lived.acknowledged)
+            if is_tried:
+                yield Report.of(findings, faults=1, acknowledged=len(lived.acknowledged))
+                return
+        yield Report(unreached=1)
 
 
 class _Trial:

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +24,7 @@ from limpet.engine.images.oci import DIGEST_ALGORITHMS, Configuration, Descripto
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
 from limpet.engine.images.unpack import LayerFile, unpack
-from limpet.engine.state.descriptors import close_all, is_of_handler, to_limpet_error
+from limpet.engine.state.descriptors import close_all, system_errors_told
 from limpet.engine.state.durable import make_directory, make_one_directory, open_made, remove_tree, temporary_path
 from limpet.engine.state.entries import require_entries
 from limpet.engine.state.holders import find_stopped
@@ -79,7 +79,7 @@ class DirectoryImageStore:
     """An ImageStore in the directory `root`, which is created if missing. Processes and threads may share it.
 
     What a crash has left in it is removed, unless `sweep` is False. All methods raise StateDirectoryError if the
-    directory cannot be used, and DiskFullError.
+    directory cannot be used, DiskFullError, and ResourcesError if no descriptor is free.
     """
 
     def __init__(self, root: str, *, sweep: bool = True) -> None:
@@ -351,16 +351,9 @@ class DirectoryImageStore:
             finally:
                 close_all([descriptor])
 
-    @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
-        """Turn OSError into a limpet error that says which operation failed."""
-        try:
-            yield
-        except OSError as error:
-            if is_of_handler(error):
-                raise
-            where = "" if error.filename else f" in {self._root}"
-            raise to_limpet_error(f"cannot {what}{where}", error) from error
+    def _translated(self, what: str) -> AbstractContextManager[None]:
+        """Turn OSError into a limpet error that says which operation failed, and where."""
+        return system_errors_told(f"cannot {what} in {self._root}")
 
 
 def _take(lock: int, how: int) -> None:

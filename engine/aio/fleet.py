@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 from limpet.engine.aio.answers import close_in_own_thread, in_own_thread
 from limpet.engine.aio.loops import require_loop
-from limpet.engine.aio.opening import Closing, Opening, open_whole
+from limpet.engine.aio.opening import Closing, Opening, as_it_is, open_whole
 from limpet.engine.fleet import Fleet, FleetContainer, FleetEvent, FleetNode
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState
@@ -37,12 +37,8 @@ class AsyncFleet(Closing):
 
         async def begin() -> AsyncFleet:
             one = cls(url)
-
-            def take(fleet: Fleet) -> AsyncFleet:
-                one._fleet = fleet
-                return one
-
-            return await open_whole(lambda _: Fleet.open(url), 0, take)
+            one._fleet = await open_whole(lambda _: Fleet.open(url), 0, as_it_is)
+            return one
 
         return Opening(begin)
 

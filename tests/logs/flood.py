@@ -24,7 +24,6 @@ import pytest
 
 from limpet.engine import Container, Engine
 from limpet.engine.logs import read_log
-from limpet.engine.starters.process import starts as process_starts
 from limpet.schema import ContainerState
 
 _NOT_TRIED: Final = 3
@@ -63,8 +62,9 @@ def find_obstacle() -> str:
 
 def flood(seconds: float, count: int, slowest_ms: float) -> Told:
     """Let so many containers write for so long. In a mount namespace of its own."""
-    for name, value in {"_LOG_BYTES": _ROTATE_AT, "_LOG_FILES": _KEPT}.items():
-        pytest.MonkeyPatch().setattr(process_starts, name, value)  # which fails once they are somewhere else
+    patch = pytest.MonkeyPatch()  # which fails for what is somewhere else by now
+    patch.setattr("limpet.engine.starters.process.starts._LOG_BYTES", _ROTATE_AT)
+    patch.setattr("limpet.engine.starters.process.starts._LOG_FILES", _KEPT)
     with tempfile.TemporaryDirectory(prefix="limpet-flood-") as place, _disk(place, count * _DISK_BYTES_EACH) as disk:
         with Engine.open(f"{place}/state") as engine:
             engine.create_sandbox({"metadata": {"name": "jobs"}, "log_directory": f"{disk}/logs"}, id="jobs")

@@ -30,7 +30,7 @@ TOGETHER := $(filter-out $(ALONE),$(sort $(dir $(wildcard tests/*/test_*.py))) $
 timed = @began=$$(date +%s); ($(2)); status=$$?; took=$$(($$(date +%s) - began)); \
 	echo "$(1) took $$((took / 60)) min $$((took % 60)) s"; exit $$status
 
-test: $(VENV)/.installed ## run all tests, of each campaign a fortieth: less than 5 minutes on two idle cores
+test: $(VENV)/.installed ## run all tests, of each campaign a fortieth: 5 to 7 minutes on two idle cores
 	$(call timed,make test,mkdir -p build; $(BIN)/pytest $(ALONE) >build/alone.txt 2>&1 & alone=$$!; \
 		$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal $(TOGETHER); together=$$?; \
 		wait $$alone; alone=$$?; cat build/alone.txt; exit $$((together | alone)))

@@ -108,10 +108,11 @@ def test_a_quick_run_measures_everything_and_leaves_nothing(settings: Settings, 
 
 
 @pytest.mark.long
-def test_an_oci_runtime_is_measured_with_limpet_and_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_an_oci_runtime_is_measured_with_limpet_and_without(runtime: str, tmp_path: Path) -> None:
     """Both live under conmon, from the same config; only limpet has containers beside which they live."""
     figures = {}
-    for contender in ("limpet-runc", "runc-conmon"):
+    for contender in (f"limpet-{runtime}", f"{runtime}-conmon"):
         (tmp_path / contender).mkdir()
         cell = Cell(experiment="life", contender=contender, size=2, seconds=0.03, directory=str(tmp_path / contender))
         command = (sys.executable, "-c", MEASURE, msgspec.json.encode(cell).decode())

@@ -123,6 +123,47 @@ def test_the_keeper_inherits_nothing(state_dir: str, tmp_path: Path) -> None:
         engine.list()[0].stop(0)
 
 
+TELL_INHERITED = """
+import ctypes, subprocess
+libc = ctypes.CDLL(None)
+told = [libc.personality(0xFFFFFFFF), *(libc.prctl(asked, 0, 0, 0, 0) for asked in (30, 34, 42))]
+with open("/proc/self/coredump_filter") as file:
+    told.append(int(file.read(), 16))
+print(*told, subprocess.run("ionice", stdout=subprocess.PIPE).stdout.decode().split(":")[0])
+"""
+"""Asks for timer slack, the policy at memory errors, and whether huge pages are off, as prctl(2) numbers them."""
+
+
+def test_what_is_handed_down_is_that_of_a_new_process(engine_process: Start) -> None:
+    """Personality, timer slack, core dumps, I/O priority and the like: not those of who began the keeper.
+
+    Else a container would have them of an engine that is long gone.
+    """
+    process = engine_process(
+        """
+import ctypes, subprocess
+libc = ctypes.CDLL(None)
+libc.personality(0x0040000)  # ADDR_NO_RANDOMIZE
+for option, *value in ((29, 123456, 0), (33, 1, 1), (41, 1, 0)):
+    libc.prctl(option, *value, 0, 0)
+with open("/proc/self/coredump_filter", "w") as file:
+    file.write("0x7")
+subprocess.run(["ionice", "-c", "3", "-p", str(os.getpid())], check=True)
+engine = Engine.open(state_dir)
+engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+config = {"metadata": {"name": "c"}, "image": {"image": "host"}, "log_path": "c"}
+"""
+        f"command = [sys.executable, '-c', {TELL_INHERITED!r}]\n"
+        """
+container = engine.create_container({**config, "command": command}, "jobs")
+container.start()
+container.wait(20)
+say(*(entry.text.decode().strip() for entry in container.read_log()))
+"""
+    )
+    assert process.read() == ["0", "50000", "2", "0", str(0x33), "none"]  # 2: PR_MCE_KILL_DEFAULT
+
+
 def test_a_limit_of_open_files_that_is_set_later_is_handed_on(engine_process: Start) -> None:
     """What an engine has raised for itself is put back in containers; what its program has set since, they get."""
     process = engine_process(

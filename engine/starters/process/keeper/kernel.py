@@ -19,16 +19,23 @@ _T = TypeVar("_T")
 PF_FORKNOEXEC = 0x40
 """In field 9 of /proc/PID/stat (include/linux/sched.h): forked, and has executed nothing since. A zombie keeps it."""
 _PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 3, 4, 15, 36
+_PR_SET_TIMERSLACK, _PR_MCE_KILL, _PR_MCE_KILL_CLEAR, _PR_SET_THP_DISABLE = 29, 33, 0, 41
+_NEW_TIMER_SLACK_NS, _NEW_COREDUMP_FILTER = 50_000, "0x33"
+"""prctl(2) and core(5)."""
+_PERSONALITY_IS, _PERSONALITY_DOMAIN = 0xFFFFFFFF, 0xFF
+"""personality(2): the question, and the bits that say whose programs are run; the others are flags."""
 _CLONE_VM, _CLONE_PARENT = 0x100, 0x8000
 _IONBF = 2
 """stdio.h: without a buffer."""
 _STACK_BYTES = 1 << 15
 _RT_SIGACTION, _KEYCTL = {"x86_64": 13, "aarch64": 134}, {"x86_64": 250, "aarch64": 219}
+_SET_MEMPOLICY, _IOPRIO_SET = {"x86_64": 238, "aarch64": 237}, {"x86_64": 251, "aarch64": 30}
 """The system calls' numbers."""
 _CLOSE_RANGE = 436
 """The number of that one, which is the same on each architecture."""
 _LAST = (1 << 32) - 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_IOPRIO_WHO_PROCESS = 1
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 NO_PROCESS = {errno.ESRCH, errno.EINVAL, errno.ENOENT}
@@ -340,6 +347,27 @@ def reset_internal_signals() -> None:
         default = ctypes.create_string_buffer(32)  # struct sigaction of the kernel: handler, flags, restorer, mask
         for internal in (32, 33):
             _libc.syscall(ctypes.c_long(number), ctypes.c_long(internal), default, None, ctypes.c_long(8))
+
+
+def reset_inherited() -> None:
+    """Have what is handed down from parent to child, and by an exec, as a process of a freshly booted machine has it.
+
+    That is: no flags of personality(2), such as the one that keeps addresses from being random; the usual timer slack,
+    core dump filter, memory policy, and behaviour at memory errors; huge pages; no I/O priority. A kernel or sandbox
+    that refuses some of it leaves it as it was.
+    """
+    personality = _libc.personality(ctypes.c_ulong(_PERSONALITY_IS))
+    if personality > 0:
+        _libc.personality(ctypes.c_ulong(personality & _PERSONALITY_DOMAIN))
+    _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_NEW_TIMER_SLACK_NS), 0, 0, 0)
+    _libc.prctl(_PR_MCE_KILL, _PR_MCE_KILL_CLEAR, 0, 0, 0)
+    _libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
+    with suppress(OSError), open("/proc/self/coredump_filter", "w", encoding="ascii") as file:
+        file.write(_NEW_COREDUMP_FILTER)
+    machine = os.uname().machine
+    if machine in _SET_MEMPOLICY:
+        _libc.syscall(ctypes.c_long(_SET_MEMPOLICY[machine]), ctypes.c_long(0), None, ctypes.c_long(0))
+        _libc.syscall(ctypes.c_long(_IOPRIO_SET[machine]), *map(ctypes.c_long, (_IOPRIO_WHO_PROCESS, 0, 0)))
 
 
 def leave_session_keyring() -> None:

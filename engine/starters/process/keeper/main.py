@@ -27,6 +27,7 @@ from .kernel import (
     leave_session_keyring,
     name_process,
     read_stat,
+    reset_inherited,
     reset_internal_signals,
 )
 from .listener import find_file, listen, listen_again
@@ -71,6 +72,7 @@ def main() -> None:
     _require_executed_flag()
     listener = listen(DIRECTORY)
     reset_internal_signals()
+    reset_inherited()
     # SIGTERM goes to all there is when a unit or the machine is stopped: who witnesses ends stays until these are over.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)

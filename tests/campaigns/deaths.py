@@ -49,17 +49,19 @@ _SLOW_KEEPER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 sys.path.append(HERE)
-from keeper import adoption, gate, journal, keeper, main, starts
+from keeper import adoption, connections, ends, gate, journal, keeper, main, starts
 from slow import slow_down
 
-keeper._IDLE_SECONDS, keeper._TICK_SECONDS = 0.2, 0.05
+keeper._IDLE_SECONDS, keeper._TICK_SECONDS, ends._FLUSH_AGAIN_SECONDS = 0.2, 0.05, 0.05
 
 for owner, names in {
     adoption: ("read_stat_of", "kill", "has_ended"),
     gate: ("_say_ready", "become_user", "_execute"),
     journal.Journal: ("append", "load"),
     keeper: ("find_again", "settle_executed"),
-    keeper.Keeper: ("_adopt", "_note_end", "_reap", "_prepare", "_leave", "_acknowledge", "_release"),
+    keeper.Keeper: ("_adopt", "_note_end", "_prepare", "_acknowledge", "_release"),
+    ends.Ends: ("reap",),
+    connections.Connections: ("close",),
     starts.Starts: ("_open_gate", "_hand_over", "read_report"),
     main: ("_has_finished",),
 }.items():

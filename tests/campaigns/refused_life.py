@@ -38,9 +38,9 @@ _SAID = b"said"
 IMPATIENT_KEEPER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from keeper import keeper, main
+from keeper import ends, keeper, main
 
-keeper._IDLE_SECONDS, keeper._TICK_SECONDS = 0.1, 0.05
+keeper._IDLE_SECONDS, keeper._TICK_SECONDS, ends._FLUSH_AGAIN_SECONDS = 0.1, 0.05, 0.05
 main.main()
 """
 """The keeper itself, which does not stay as long when nothing is left for it."""

@@ -5,10 +5,8 @@ the loop. An end waits for its engine to write it down; where no engine is there
 flushes its own journal first. While neither can be done, zombies are left, and nothing is forgotten.
 """
 
-import errno
 import gc
 import os
-import resource
 import signal
 import socket
 import time
@@ -16,8 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from .adoption import find_again, hold_uts_of_left, settle_executed
+from .connections import Answer, Connections
 from .container import Container
 from .copies import Copies
+from .ends import Ends
 from .journal import Journal, Record
 from .kernel import (
     close,
@@ -29,18 +29,14 @@ from .kernel import (
     kill_own,
     let_go_on,
     open_null,
-    read_exit_of_stranger,
     read_stat,
 )
-from .listener import find_file, listen
 from .loop import Loop
 from .members import Members
-from .messages import LONGEST, VERSION, Message, divide, encode, read_peer, receive, send
+from .messages import LONGEST, VERSION, Message, divide, encode, read_peer, send
 from .root import read_view
 from .starts import Starts
 
-_ENGINE_TAKES_SECONDS = 0.2
-"""How long an end waits for a connected engine before the keeper flushes it."""
 _TICK_SECONDS = 0.5
 _LONGEST_SLEEP_SECONDS = 5.0
 _QUIET_SECONDS = 0.002
@@ -52,8 +48,6 @@ _IDLE_SECONDS = 2.0
 """How long the keeper stays when nothing is left for it, and the spare gate when there is no container.
 
 Once it was sent SIGTERM, it does not stay."""
-_UNSEEN_SECONDS = 10.0
-"""How long a process that is not our child may take to be reaped by its parent."""
 _REAP_SECONDS = 0.1
 """Between two looks for orphans to reap: with many containers each takes a while, and each end asks for one."""
 _LOOK_SECONDS = 1.0
@@ -61,7 +55,6 @@ _LOOK_SECONDS = 1.0
 _PAGE = 100
 _MOST_MEMBERS = 5_000
 """Pids in one message."""
-_WITHOUT_ANSWER = {"ack"}
 _FOR_MANY = {"end", "signal", "release"}
 """What may be asked of many containers at once."""
 _AT_ONCE = 8
@@ -77,33 +70,26 @@ class Keeper:
 
     def __init__(self, directory: int, listener: socket.socket, anchor: int, copies: Copies) -> None:
         self._directory = directory
-        self._listener = listener
         self._anchor = anchor
         self._loop = Loop()
-        self._clients: dict[int, socket.socket] = {}
-        self._peers: dict[int, int] = {}  # a pidfd of who has connected, by the connection's descriptor
+        self._connections = Connections(directory, listener, self._loop, self._answer, self._close_gates_of)
         self._containers: dict[str, Container] = {}
         self._firsts: dict[int, Container] = {}  # by the pid of the first process, until that is reaped
         self._members = Members(self._firsts, self._list_ours)
-        self._ended: dict[str, float] = {}  # ended and not reaped: when to flush, in seconds of the monotonic clock
         self._unadopted: dict[str, Record] = {}  # of another keeper, and not looked at yet
-        self._unreadable: dict[str, float] = {}  # ended, and its code not to be had yet: until when to ask
-        self._flush_again_at = 0.0  # not before: a disk that refuses is not asked without end
-        self._flushing: tuple[int, list[Container]] | None = None
-        self._just_ended: list[Container] = []  # of these it is not known yet whether anything is left
         self._child_has_changed = self._may_be_stopped = True
         self._reap_again_at = 0.0
-        self._look_again_at = self._listen_again_at = 0.0
+        self._look_again_at = 0.0
         self._idle_since = time.monotonic()
         self._is_told_to_end = False
         self._copies = copies
         self._namespace = os.stat("/proc/self/ns/pid").st_ino
         self._view = read_view()
         self._journal = Journal(directory, f"{_read_boot_id()}/{self._namespace}")
+        self._ends = Ends(self._loop, self._journal, self._containers, self._firsts, self._members)
         self._starts = Starts(
-            self._loop, self._journal, copies, self._containers, self._firsts, self._send, self._note_end
+            self._loop, self._journal, copies, self._containers, self._firsts, self._connections.send, self._note_end
         )
-        self._loop.watch(listener.fileno(), self._accept)
         self._loop.watch_children(self._note_children)
         signal.signal(signal.SIGTERM, self._be_told_to_end)
         copies.watch(self._loop.watch, self._loop.unwatch)
@@ -157,7 +143,7 @@ class Keeper:
             ours.setblocking(False)
             for op in ("hello", "end"):
                 send(theirs, {"op": op, "id": ""}, (theirs.fileno(), theirs.fileno()))
-                self._serve(ours)
+                self._connections.serve(ours)
             self._loop.watch(ours.fileno(), lambda: None)
             self._loop.unwatch(ours.fileno())
             close_all(open_null())
@@ -171,14 +157,13 @@ class Keeper:
 
     def _patience(self) -> float:
         """Return how many seconds to sleep at most. A disk that is slow or refuses is asked at each tick only."""
-        now = time.monotonic()
-        if self._ended and self._journal.is_written and self._flushing is None and now >= self._flush_again_at:
-            return min(max(0.0, min(self._ended.values()) - now), _TICK_SECONDS)
+        until_flush = self._ends.seconds_to_flush()
+        if until_flush is not None:
+            return min(until_flush, _TICK_SECONDS)
         if self._child_has_changed:
-            return min(max(0.0, self._reap_again_at - now), _TICK_SECONDS)
+            return min(max(0.0, self._reap_again_at - time.monotonic()), _TICK_SECONDS)
         has_work = (
-            self._ended
-            or self._unreadable
+            self._ends.are_pending
             or self._unadopted
             or self._starts.has_undone
             or not self._journal.is_written
@@ -186,7 +171,7 @@ class Keeper:
             or self._may_be_stopped
             or (self._starts.spare.pid and not self._containers)
         )
-        return _TICK_SECONDS if has_work or not self._clients else _LONGEST_SLEEP_SECONDS
+        return _TICK_SECONDS if has_work or not self._connections else _LONGEST_SLEEP_SECONDS
 
     def _may_end(self) -> bool:
         try:
@@ -195,7 +180,7 @@ class Keeper:
             return False
 
     def _is_idle(self) -> bool:
-        busy = self._clients or self._firsts or self._flushing or self._unadopted or self._has_leftovers()
+        busy = self._connections or self._firsts or self._ends.flusher or self._unadopted or self._has_leftovers()
         has_debts = self._copies.are_open or not self._journal.is_written
         if busy or (has_debts and os.fstat(self._directory).st_nlink):  # the directory is removed: nobody can ask
             self._idle_since = time.monotonic()
@@ -212,7 +197,7 @@ class Keeper:
     def _tick(self) -> None:
         self._let_ours_go_on()
         with suppress(OSError):
-            self._see_that_we_can_be_reached()
+            self._connections.listen_again()
         self._adopt_all()
         with suppress(OSError):
             self._starts.settle_opened(_OPENED_SECONDS)
@@ -223,14 +208,14 @@ class Keeper:
                 self._members.reap_orphans()
                 self._child_has_changed = False
                 self._reap_again_at = time.monotonic() + _REAP_SECONDS
-        for key in list(self._unreadable):
+        for container in self._ends.unreadable:
             with suppress(OSError):
-                self._note_end(self._containers[key])
+                self._note_end(container)
         with suppress(OSError):
-            self._look_after_ends()
+            self._ends.look_for_left()
         self._journal.write()
         with suppress(OSError):
-            self._flush()
+            self._ends.flush()
         with suppress(OSError):
             self._copies.care()
         if not self._containers:
@@ -247,90 +232,18 @@ class Keeper:
             with suppress(OSError):
                 let_go_on(pid)
 
-    def _see_that_we_can_be_reached(self) -> None:
-        """Listen anew where our socket's file was removed, or replaced by what is none: no engine finds us."""
-        now = time.monotonic()
-        if now < self._listen_again_at:
-            return
-        self._listen_again_at = now + _LOOK_SECONDS
-        if os.fstat(self._directory).st_nlink and find_file(self._directory) is None:
-            listener = listen(self._directory)
-            self._loop.watch(listener.fileno(), self._accept)
-            before, self._listener = self._listener, listener
-            self._loop.unwatch(before.fileno())
-            before.close()
-
     def _find_ours(self) -> Iterator[int]:
         """Yield the processes that work for us, gates included."""
         anchor = self._anchor if self._anchor == os.getppid() else 0  # it lives, and is not we
-        known = (anchor, self._copies.pid, self._flushing[0] if self._flushing else 0, *self._starts.gates)
+        known = (anchor, self._copies.pid, self._ends.flusher, *self._starts.gates)
         yield from filter(None, known)
         with suppress(OSError):
             yield from self._members.helpers()
 
     # Requests
 
-    def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        with suppress(OSError):
-            pid, uid = read_peer(connection)
-            if uid == os.geteuid():
-                connection.setblocking(False)
-                self._loop.watch(connection.fileno(), lambda: self._serve(connection))
-                self._clients[connection.fileno()] = connection
-                self._watch_peer(connection, pid)
-                return
-        connection.close()
-
-    def _watch_peer(self, connection: socket.socket, pid: int) -> None:
-        """Leave with the process that connected: a fork of it may hold the connection for longer."""
-        with suppress(OSError, ValueError):  # one of another pid namespace has no number here
-            pidfd = os.pidfd_open(pid)
-            try:
-                self._loop.watch(pidfd, lambda: self._leave(connection))
-            except BaseException:
-                close(pidfd)
-                raise
-            self._peers[connection.fileno()] = pidfd
-
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            request, descriptors = receive(connection)
-        except BlockingIOError:
-            return
-        except ValueError as error:
-            self._refuse(connection, error)
-            return
-        try:
-            if request is None:
-                self._leave(connection)
-                return
-            self._starts.settle_asked(connection, request)
-            answer, given = self._answer(connection, request, descriptors)
-        except Exception as error:  # noqa: BLE001  # a request that makes no sense is answered, and ends nothing
-            if request is None or request.get("op") not in _WITHOUT_ANSWER:
-                self._refuse(connection, error)
-            return
-        finally:
-            close_all(descriptors)
-        if answer is not None:
-            self._send(connection, answer, given)
-
-    def _refuse(self, connection: socket.socket, error: Exception) -> None:
-        self._send(connection, {"error": _explain(error)})
-
-    def _send(self, connection: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send an answer. Where it cannot be sent the connection is closed: who waits for it asks again."""
-        try:
-            send(connection, message, descriptors)
-        except OSError:
-            if connection.fileno() in self._clients:
-                self._leave(connection)
-
-    def _answer(
-        self, connection: socket.socket, request: Message, descriptors: list[int]
-    ) -> tuple[Message | None, Sequence[int]]:
-        """Return what is answered, None for nothing yet or at all, and the descriptors that go with it."""
+    def _answer(self, connection: socket.socket, request: Message, descriptors: list[int]) -> Answer:
+        self._starts.settle_asked(connection, request)
         match request["op"]:
             case "hello":
                 answer = {"version": VERSION, "pid": os.getpid(), "anchor": self._anchor, "view": self._view}
@@ -403,15 +316,8 @@ class Keeper:
                 answers = self._release(containers, asker)
         return [each if isinstance(each, dict) else answers[each.id] for each in found]
 
-    def _leave(self, connection: socket.socket) -> None:
-        """Close a connection, whose engine is gone or has given up a call: what it held at a gate ends."""
-        self._loop.unwatch(connection.fileno())
-        del self._clients[connection.fileno()]
-        peer = self._peers.pop(connection.fileno(), -1)
-        if peer >= 0:
-            self._loop.unwatch(peer)
-            close(peer)
-        connection.close()
+    def _close_gates_of(self, connection: socket.socket) -> None:
+        """End what a connection that was closed held at a gate."""
         for container in list(self._firsts.values()):
             if container.waiting is connection:
                 container.waiting = None
@@ -434,59 +340,20 @@ class Keeper:
     # An end
 
     def _note_end(self, container: Container) -> None:
-        """Peek at how it ended, without reaping it, and write that down."""
         if container.end is not None or container.pidfd < 0:
             return
         if container.report >= 0:
             self._starts.read_report(container)  # its writers are dead: this reads to the end
         self._starts.close_gate(container)
-        end = self._peek(container)
-        if end is None:
-            self._unreadable.setdefault(container.id, time.monotonic() + _UNSEEN_SECONDS)
-            self._loop.unwatch(container.pidfd)  # asked again at each tick
-            return
-        self._unreadable.pop(container.id, None)
-        self._loop.unwatch(container.pidfd)
-        container.end = end | {"time": time.time_ns()}
-        self._journal.append({"id": container.id, "end": container.end})
-        self._ended[container.id] = time.monotonic() + (_ENGINE_TAKES_SECONDS if self._clients else 0)
-        self._starts.tell_who_waits(container)
-        self._just_ended.append(container)
-
-    def _look_after_ends(self) -> None:
-        """Find out of which of those that have just ended nothing is left, mostly of all: it is known from here on."""
-        ended, self._just_ended = self._just_ended, []
-        if ended:
-            self._members.look_anew()  # what they have left is ours by now
-            self._members.find([each for each in ended if self._containers.get(each.id) is each])
-
-    def _peek(self, container: Container) -> Record | None:
-        """Return code and signal of one that has ended; None if they cannot be had yet."""
-        try:
-            found = os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:  # known from the journal alone: all keepers before us are dead
-            return self._peek_at_stranger(container)
-        if found is not None:
-            return {"code": found.si_status, "signal": found.si_code != os.CLD_EXITED}
-        # A tracer keeps it from its parent (ptrace(2)); its zombie tells all the same.
-        stat = read_stat(container.pid)
-        return _read_wait_status(stat.wait_status) if stat is not None and stat.is_zombie and stat.wait_status else None
-
-    def _peek_at_stranger(self, container: Container) -> Record | None:
-        if not container.is_proven:  # an end, but whose? The container's came no later
-            return {"unseen": True}
-        status = read_exit_of_stranger(container.pid, container.pidfd)
-        if status is not None:
-            return _read_wait_status(status)
-        is_over = time.monotonic() > self._unreadable.get(container.id, time.monotonic() + 1)
-        return {"unseen": True} if is_over else None
+        if self._ends.note(container, engine_is_there=bool(self._connections)):
+            self._starts.tell_who_waits(container)
 
     def _tell_ends(self, containers: Sequence[Container]) -> dict[str, Message]:
         for container in containers:
             if container.end is None and container.pidfd >= 0 and has_ended(container.pidfd):
                 self._note_end(container)  # its engine has seen it before us
         with suppress(OSError):
-            self._look_after_ends()
+            self._ends.look_for_left()
         return {each.id: self._tell_end(each) for each in containers}
 
     def _tell_end(self, container: Container) -> Message:
@@ -494,73 +361,18 @@ class Keeper:
             return container.describe() | {"running": True}
         return container.describe() | {"empty": container.is_empty, "copying": self._copies.is_copying(container.id)}
 
-    def _flush(self) -> None:
-        """Make ends durable that no engine has taken in time, and reap what they are of."""
-        if self._flushing is not None:
-            self._finish_flush()
-        now = time.monotonic()
-        due = [self._containers[key] for key, when in self._ended.items() if when <= now]
-        if not due or self._flushing is not None or not self._journal.is_written or now < self._flush_again_at:
-            return
-        self._flush_again_at = now + _TICK_SECONDS
-        pid = self._journal.begin_flush()
-        self._flushing = pid, [self._containers[key] for key in self._ended]
-
-    def _finish_flush(self) -> None:
-        assert self._flushing is not None
-        pid, containers = self._flushing
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if not found:
-            return  # a slow disk; zombies wait
-        self._flushing = None
-        if status:
-            return  # tried again at the next tick
-        self._flush_again_at = 0.0
-        for container in containers:
-            container.is_durable = True
-            self._reap(container)
-
     def _acknowledge(self, keys: Iterable[str]) -> None:
         """Reap containers whose ends their engine has written down; they need not be kept any longer."""
-        containers = [each for key in keys if (each := self._containers.get(key)) is not None and each.end is not None]
-        with suppress(OSError):
-            self._look_after_ends()  # before their sessions' numbers may be others'
-        for container in containers:
-            self._reap(container)
-            container.is_acknowledged = True
-        members = self._members.find(containers)
-        told = {each.id: "acknowledged" if members[each.id] else "forgotten" for each in containers}
-        self._journal.append(*({"id": key, what: True} for key, what in told.items()))
-        for key, what in told.items():
-            if what == "forgotten":
-                self._drop(key)
-        if containers:
-            self._rewrite()
-
-    def _reap(self, container: Container) -> None:
-        self._ended.pop(container.id, None)
-        if not container.is_reaped:
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED | os.WNOHANG)
-            close(container.pidfd)
-            container.pidfd = -1
-            container.is_reaped = True
-            self._firsts.pop(container.pid, None)
-
-    def _rewrite(self) -> None:
-        if self._unadopted or self._flushing is not None:  # of these the journal alone knows, or it is being flushed
-            return
-        if self._journal.has_grown() and not any(
-            each.is_durable and not each.is_acknowledged for each in self._containers.values()
-        ):
-            with suppress(OSError):
-                self._journal.rewrite(each.describe() for each in self._containers.values())
+        for container in self._ends.acknowledge(keys):
+            self._drop(container.id)
+        if not self._unadopted:  # of these the journal alone knows
+            self._ends.rewrite_journal()
 
     # What is left of it
 
     def _list_ours(self) -> set[int]:
         """Return the pids of our children that are of our own making, and of those that are to be looked at yet."""
-        ours = {self._copies.pid, self._starts.spare.pid, self._flushing[0] if self._flushing else 0}
+        ours = {self._copies.pid, self._starts.spare.pid, self._ends.flusher}
         return ours.union(record.get("pid", 0) for record in self._unadopted.values())
 
     def _release(self, containers: Sequence[Container], but_not: int) -> dict[str, Message]:
@@ -578,7 +390,7 @@ class Keeper:
     def _forget(self, container: Container) -> None:
         self._journal.append({"id": container.id, "forgotten": True})
         if container.end is not None:
-            self._reap(container)
+            self._ends.reap(container)
         self._drop(container.id)
 
     def _drop(self, key: str) -> None:
@@ -586,8 +398,7 @@ class Keeper:
         container = self._containers.pop(key, None)
         if container is None:
             return
-        self._ended.pop(key, None)
-        self._unreadable.pop(key, None)
+        self._ends.drop(container)
         self._starts.drop(container)
         self._firsts.pop(container.pid, None)
         for descriptor in (container.pidfd, container.uts):
@@ -637,7 +448,7 @@ class Keeper:
             self._journal.append({"id": key, "executed": container.executed})
         self._containers[key] = self._firsts[pid] = container
         if container.end is not None:
-            self._ended[key] = time.monotonic()
+            self._ends.note_known(container)
 
     def _adopt_ended(self, container: Container) -> None:
         container.uts = hold_uts_of_left(container, self._members)
@@ -661,21 +472,6 @@ class Keeper:
         return {"containers": told, "more": len(keys) > len(told)}
 
 
-def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return (
-            f"the keeper, process {os.getpid()}, has no file descriptor left: its limit is {most}, that of who began"
-            " it; raise it (prlimit --nofile), or try again once containers have ended"
-        )
-    if isinstance(error, OSError) and error.errno == errno.EAGAIN:
-        return (
-            f"no process can be forked where the keeper, process {os.getpid()}, is; raise the limit of its cgroup"
-            " (pids.max) or of its user (RLIMIT_NPROC), or try again once containers have ended"
-        )
-    return f"{type(error).__name__}: {error}"
-
-
 def _fit(records: Sequence[Message]) -> Sequence[Message]:
     """Return as many as a message has room for, one at least."""
     room = _MOST_BYTES
@@ -689,10 +485,6 @@ def _fit(records: Sequence[Message]) -> Sequence[Message]:
 def _is_meant(request: Message, container: Container) -> bool:
     """Say whether a request means this container: one that names a process may mean another that had its id."""
     return "pid" not in request or (request["pid"], request["start"]) == (container.pid, container.start_ticks)
-
-
-def _read_wait_status(status: int) -> Record:
-    return {"code": status & 0x7F or status >> 8, "signal": bool(status & 0x7F)}
 
 
 def _read_boot_id() -> str:

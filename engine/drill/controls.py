@@ -51,8 +51,9 @@ def trust(identity: ProcessIdentity, pidfd: int) -> tuple[Process, str]:  # noqa
 
 HASTY_KEEPER = """
 import os, time
+from keeper import ends, keeper
 
-class Hasty(main.Keeper):
+class Hasty(ends.Ends):
     pause = 0.0
     def _peek(self, container):
         end = super()._peek(container)
@@ -64,9 +65,9 @@ class Hasty(main.Keeper):
             time.sleep(self.pause)
         return end
 
-main.Keeper = Hasty
+keeper.Ends = Hasty
 """
-"""What makes of `main` one whose keeper reaps a process before it has written down how that ended."""
+"""What has a keeper reap a process before it has written down how that ended."""
 _HASTY_PROGRAM = f"""
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -21,6 +21,7 @@ from limpet.recovery.host import has_own_proc, is_zombie, open_pidfd, read_boot_
 from limpet.schema.errors import StateDirectoryLockedError
 
 _HOLDER_BYTES = 4096
+_NOTE_BEGINS = b'{"pid":'
 _PIDS = 1 << 22  # PID_MAX_LIMIT of the kernel, and more than any pid
 
 
@@ -145,15 +146,15 @@ def _has_locked(pid: int, found: os.stat_result) -> bool:
 
 
 def is_lock(path: str) -> bool:
-    """Say whether the file `path` may be a lock of ours: it names a process, or nobody yet.
+    """Say whether the file `path` may be a lock of ours: it names a process, begins to, or names nobody yet.
 
-    After a power cut, zeros may stand where a process was named: it is never flushed.
+    It is never flushed: after a power cut, zeros may stand where a process was named; and a disk may take a part of it.
     """
     try:
-        names_nobody = not read_small_file(path, _HOLDER_BYTES).strip(b"\0")
+        content = read_small_file(path, _HOLDER_BYTES).strip(b"\0")
     except OSError:
         return False
-    return names_nobody or _read_note(os.path.dirname(path)) is not None
+    return content[: len(_NOTE_BEGINS)] == _NOTE_BEGINS[: len(content)]
 
 
 class _Note(NamedTuple):

@@ -278,6 +278,15 @@ def test_a_foreign_directory_is_left_as_it_is(tmp_path: Path, names: list[str]) 
     assert all(path.read_text() == "not ours" for path in foreign.iterdir() if path.is_file())
 
 
+@pytest.mark.parametrize("note", [b"", b"\0" * 60, b'{"p', b'{"pid": 12\0\0\0', b'{"pid": 12345, "pid_namespa'])
+def test_a_lock_whose_note_did_not_reach_the_disk_whole_is_ours(tmp_path: Path, note: bytes) -> None:
+    """It is never flushed: whoever was killed, or lost power, as it made the directory, leaves one that opens."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "lock").write_bytes(note)
+    with Store.open(str(tmp_path / "state")) as store:
+        assert not store.ids
+
+
 @pytest.mark.parametrize("url", ["postgresql://host/db", "sqlite:///x", "file:/x", ":memory:"])
 def test_a_url_is_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Nobody believes that the state is in a database, and it is in a directory of that name."""

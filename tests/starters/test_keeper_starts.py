@@ -9,8 +9,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -257,6 +259,37 @@ def test_an_engine_that_does_not_see_the_exec_itself_is_told(engine: Engine, mon
         assert container.wait(20).exit_code == 4
     with pytest.raises(errors.StartError, match="No such file"):
         make(engine, "none", "/nowhere").start()
+
+
+@pytest.mark.parametrize("when", ["before it has a connection", "as it asks"])
+def test_a_start_that_outlives_its_engine_leaves_nothing_with_a_keeper(
+    state_dir: str, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Interrupted twice, a start goes on behind its caller, and behind the close: no later engine knows of it."""
+    engine = Engine.open(state_dir)
+    engine.create_sandbox({"metadata": {"name": "jobs"}}, id="jobs")
+    container = make(engine, "one", "sleep", "1000", log_path="one.log")
+    is_amid, is_closed = Event(), Event()
+    owner, name = (KeeperClient, "take") if when.startswith("before") else (Connection, "ask")
+    call = getattr(owner, name)
+
+    def wait_for_the_close(self: object, *given: object, **options: object) -> object:
+        is_amid.set()
+        assert is_closed.wait(20)
+        return call(self, *given, **options)
+
+    monkeypatch.setattr(owner, name, wait_for_the_close)
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(container.start)
+        assert is_amid.wait(20)
+        engine.close()
+        monkeypatch.undo()
+        with Engine.open(state_dir) as following:
+            following.get("one").remove(force=True)
+            following.get_sandbox("jobs").remove()
+            is_closed.set()
+            assert isinstance(start.exception(20), errors.LimpetError)
+    wait_until(lambda: not find_keepers(state_dir), "the keeper to end")
 
 
 def test_128_of_a_program_is_not_a_start_error(engine: Engine) -> None:

@@ -254,10 +254,12 @@ class KeeperClient:
         """Return a connection, to be given back or closed; None if there is no keeper and none is to `begin`.
 
         One of another pid namespace counts as none, and so does what listens and is no keeper; where one is to `begin`,
-        either is in the way. Raises KeeperError.
+        either is in the way. Raises KeeperError, also once this is closed: a call that nobody waits for any more may go
+        on behind that, and is to leave nothing with a keeper.
         """
         with suppress(IndexError):
             return self._idle.pop()
+        self._require_open()
         try:
             connection = self._connect()
         except (ForeignKeeperError, NoKeeperError):
@@ -266,7 +268,14 @@ class KeeperClient:
             return None
         if connection is None and begin:
             connection = self._begin()
+        if connection is not None and self._is_closed:  # meanwhile
+            connection.close()
+            self._require_open()
         return connection
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise KeeperError(f"the keeper in {self._directory} is not asked any more: this engine is closed")
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next request."""

@@ -178,6 +178,16 @@ def end_all(engine: Engine) -> None:
         sandbox.remove(force=True, timeout=0)
 
 
+def find_false_run(container: Container) -> Iterator[str]:
+    """Yield that it is RUNNING, though its process does not run, and has not for a while in which that is noticed."""
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while container.state is ContainerState.RUNNING and not runs(container.status.pid):
+        if time.monotonic() > deadline:
+            yield f"{container.id} is RUNNING, and process {container.status.pid} does not"
+            return
+        time.sleep(0.005)
+
+
 def runs(pid: int) -> bool:
     """Return whether there is such a process, and it has not ended."""
     with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:

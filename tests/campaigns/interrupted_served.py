@@ -15,7 +15,7 @@ from limpet.engine.control import NoEngineError, ask_live
 from limpet.engine.control.requests import Info, Stop
 from limpet.schema.errors import EngineGoneError, LimpetError
 from limpet.schema.status import ContainerState
-from tests.campaigns.interrupted_engine import EngineLife, end_all, runs
+from tests.campaigns.interrupted_engine import EngineLife, end_all, find_false_run
 from tests.campaigns.refused_life import use_impatient_keepers
 
 _COMES_SECONDS = 8.0
@@ -87,8 +87,7 @@ class ServedLife(EngineLife):
                 time.sleep(0.005)
             yield from late
             for one in engine.list(state=ContainerState.RUNNING):
-                if not runs(one.status.pid):
-                    yield f"{one.id} is RUNNING, and process {one.status.pid} does not"
+                yield from find_false_run(one)
             end_all(engine)
         yield from self.find_left()
 
@@ -134,8 +133,7 @@ class CrewLife(EngineLife):
             for one in engine.list():
                 if one.id in self._gone:
                     yield f"{one.id} was removed, and is there"
-                if one.state is ContainerState.RUNNING and not runs(one.status.pid):
-                    yield f"{one.id} is RUNNING, and process {one.status.pid} does not"
+                yield from find_false_run(one)
             end_all(engine)
         yield from self.find_left()
 

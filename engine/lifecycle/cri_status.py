@@ -4,7 +4,6 @@ import os
 
 import msgspec
 
-from limpet.engine.starters import to_cri_signal
 from limpet.recovery.files import read_small_file
 from limpet.schema.cri import (
     ContainerResources,
@@ -27,6 +26,7 @@ from limpet.schema.layout import CONFIG_FILE
 from limpet.schema.metadata import Metadata, SandboxMetadata
 from limpet.schema.runtime_spec import User
 from limpet.schema.sandbox_status import SandboxStatus
+from limpet.schema.signals import to_cri_signal
 from limpet.schema.status import ContainerState, Reason, Status
 
 _CONFIG_BYTES = 64 << 20

@@ -11,13 +11,13 @@ from limpet.engine.lifecycle.deleted import find_last_status
 from limpet.engine.lifecycle.freezing import thaw
 from limpet.engine.lifecycle.life import Life
 from limpet.engine.lifecycle.patience import Patience, require_seconds
-from limpet.engine.starters import number_of_signal
 from limpet.engine.state.clock import LATEST, now
 from limpet.engine.state.steps import run_whole
 from limpet.schema.deadline import DeadlineKind
 from limpet.schema.errors import NotFoundError, StoreDamagedError
 from limpet.schema.identity import ProcessIdentity
 from limpet.schema.restart import RestartKind
+from limpet.schema.signals import number_of_signal
 from limpet.schema.status import ContainerState, Reason, Status, end
 
 DEFAULT_STOP_TIMEOUT_SECONDS = 10.0

@@ -9,10 +9,10 @@ from limpet.engine.lifecycle.container import Container
 from limpet.engine.lifecycle.freezing import thaw
 from limpet.engine.lifecycle.runtime import Runtime
 from limpet.engine.lifecycle.stopping import find_followers
-from limpet.engine.starters import number_of_signal
 from limpet.engine.starters.abilities import Plural, by_starter
 from limpet.schema.errors import LimpetError, NotFoundError
 from limpet.schema.identity import ProcessIdentity
+from limpet.schema.signals import number_of_signal
 from limpet.schema.status import ContainerState, Status
 
 _AT_ONCE = 100

@@ -8,7 +8,7 @@ from limpet.engine.starters.choices import choose_log_path, choose_stop_signal
 from limpet.engine.starters.contract import Exit, Launch, Prepared, Starter
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.registry import Starters, make_host_probe, make_probe
-from limpet.engine.starters.signals import number_of_signal, to_cri_signal
+from limpet.schema.signals import number_of_signal, to_cri_signal
 
 __all__ = [
     "Exit",

@@ -7,12 +7,12 @@ same.
 import os
 import signal
 
-from limpet.engine.starters.signals import name_of_signal, number_of_signal
 from limpet.schema.cri import ContainerConfig
 from limpet.schema.cri import Signal as CriSignal
 from limpet.schema.errors import InvalidInputError, quote, quote_path
 from limpet.schema.image import ImageConfig
 from limpet.schema.lengths import require_path_fits, require_same_bytes
+from limpet.schema.signals import name_of_signal, number_of_signal
 
 _OF_KERNEL = ("/proc/", "/sys/")
 _LONGEST_NAME = 255 - len(".20260101-000000.000001")

@@ -19,16 +19,15 @@ import pytest
 from limpet.engine import Container, Engine, errors
 from limpet.engine.fleet import batch
 from limpet.engine.lifecycle.cri_status import to_cri_status
-from limpet.engine.starters import number_of_signal
 from limpet.engine.starters.environment import require_secrets
 from limpet.engine.starters.process.accounts import RootAccounts
 from limpet.engine.starters.process.keeper.root import _mount, open_in_root
 from limpet.engine.starters.process.root_files import write_root_files
 from limpet.engine.starters.process.starter import ProcessStarter
-from limpet.engine.starters.signals import to_cri_signal
 from limpet.engine.starters.users import Rights, RootRights, choose_user
 from limpet.schema import ImageConfig
 from limpet.schema.cri import ContainerUser, LinuxContainerUser, Signal, parse_container_config
+from limpet.schema.signals import number_of_signal, to_cri_signal
 from tests import oci_layout
 from tests.conftest import PACKAGES, find_interpreter, find_processes, in_thread, read_output, wait_until
 from tests.starters.oci import end_everything, load_busybox, open_engine

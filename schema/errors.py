@@ -19,6 +19,13 @@ def quote_path(path: object) -> str:
     return _quote(path, _MAX_PATH)
 
 
+def escape(text: str) -> str:
+    r"""Return an outside text that tells no terminal anything: with \x1b for an escape, say."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def name_some(ids: Collection[str]) -> str:
     """Return ids for a message: the first, and how many others there are."""
     others = len(ids) - 1

@@ -171,6 +171,8 @@ def _fill_standard_streams() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
+    from limpet.schema.errors import escape  # noqa: PLC0415  # only this needs it
+
     with suppress(OSError):  # the exit status tells it, where stderr takes nothing
-        click.echo(f"limpet: {' '.join(message.split())}", err=True)
+        click.echo(f"limpet: {escape(' '.join(message.split()))}", err=True)
     sys.exit(status)

@@ -5,9 +5,10 @@ import os
 import click
 
 from limpet.engine.cli.options import Place, output_option, place_option, require_text
-from limpet.engine.cli.output import print_json, print_lines, printable
+from limpet.engine.cli.output import print_json, print_lines
 from limpet.engine.database.sqlite import back_up
 from limpet.engine.inspection.snapshot import Snapshot
+from limpet.schema.errors import escape
 
 
 @click.command("backup")
@@ -29,4 +30,4 @@ def command(place: Place, file: str, *, as_json: bool) -> None:
     if as_json:
         print_json(path=os.path.abspath(file), bytes=size, containers=len(snapshot))
     else:
-        print_lines([f"{printable(file)}: {size} bytes, containers: {len(snapshot)}, verified"])
+        print_lines([f"{escape(file)}: {size} bytes, containers: {len(snapshot)}, verified"])

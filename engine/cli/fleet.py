@@ -24,13 +24,12 @@ from limpet.engine.cli.output import (
     print_line,
     print_lines,
     print_table,
-    printable,
     recorded_state,
     short_id,
     state_cell,
 )
 from limpet.schema.any_text import encode_any
-from limpet.schema.errors import FleetError, FleetTooNewError, UnsupportedError
+from limpet.schema.errors import FleetError, FleetTooNewError, UnsupportedError, escape
 from limpet.schema.status import ContainerState
 
 _NODES = (
@@ -242,7 +241,7 @@ def restore(url: str, node: str, directory: str, *, force: bool, as_json: bool) 
     for text in restored.left_out:
         note(f"limpet: left out: {text}")
     counts = f"containers: {restored.containers}, sandboxes: {restored.sandboxes}, items: {restored.items}"
-    print_lines([f"{printable(restored.path)}: {counts}, up to event {restored.revision} of node {restored.node}"])
+    print_lines([f"{escape(restored.path)}: {counts}, up to event {restored.revision} of node {restored.node}"])
 
 
 def _make_document(one: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import msgspec
 from limpet.engine.cli.documents import sandbox_status_document, status_document, verification_document
 from limpet.engine.cli.lookup import find_id
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
-from limpet.engine.cli.output import age, paint, print_json, print_lines, printable, rfc3339
+from limpet.engine.cli.output import age, paint, print_json, print_lines, rfc3339
 from limpet.engine.inspection.snapshot import SandboxView, Snapshot, View
 from limpet.engine.lifecycle.cri_status import to_cri_sandbox_status, to_cri_status
 from limpet.engine.state.homes import bring_home, bring_sandbox_home, log_directory
 from limpet.recovery.evidence import Observation
 from limpet.recovery.sandbox_rules import UNREMARKABLE
-from limpet.schema.errors import StoreDamagedError
+from limpet.schema.errors import StoreDamagedError, escape
 from limpet.schema.metadata import Metadata
 from limpet.schema.protobuf_json import to_json
 from limpet.schema.status import ContainerState, Resources, Status
@@ -106,7 +106,7 @@ def _describe(snapshot: Snapshot, key: str) -> list[str]:
         metadata, damage = _load_metadata(snapshot, view)
         lines = _container_lines(view, metadata, damage)
         title = f"Container {key}"
-    shown = [(name, printable(text)) for name, text in lines if text]
+    shown = [(name, escape(text)) for name, text in lines if text]
     return [paint(title, "bold"), *(f"  {paint(f'{name:10}', 'dim')}  {text}" for name, text in shown), ""]
 
 

@@ -6,8 +6,9 @@ import click
 
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, output_option, place_option, require_text
-from limpet.engine.cli.output import print_json, print_lines, printable
+from limpet.engine.cli.output import print_json, print_lines
 from limpet.engine.control.requests import Load, Loaded
+from limpet.schema.errors import escape
 
 
 @click.command("load")
@@ -25,4 +26,4 @@ def command(place: Place, path: str, *, as_json: bool) -> None:
     if as_json:
         print_json(images=loaded.names)
     else:
-        print_lines(f"loaded {printable(name)}" for name in loaded.names)
+        print_lines(f"loaded {escape(name)}" for name in loaded.names)

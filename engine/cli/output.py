@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from limpet.schema.any_text import encode_any
+from limpet.schema.errors import escape
 from limpet.schema.sandbox_status import SandboxState
 from limpet.schema.status import ContainerState
 
@@ -134,7 +135,7 @@ def fit_widths(columns: Sequence[Column], like: Row, width: int | None) -> list[
 
 
 def _to_cell(cell: str | Cell) -> Cell:
-    return Cell(printable(cell), "") if isinstance(cell, str) else cell._replace(text=printable(cell.text))
+    return Cell(escape(cell), "") if isinstance(cell, str) else cell._replace(text=escape(cell.text))
 
 
 def _find_floor(column: Column, cells: Sequence[Cell]) -> int:
@@ -193,17 +194,10 @@ def fill(text: str, indent: int) -> list[str]:
     width = terminal_width()
     margin = " " * indent
     if width is None:
-        return [margin + printable(text)]
+        return [margin + escape(text)]
     return textwrap.wrap(
-        printable(text), max(width, 40), initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+        escape(text), max(width, 40), initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
     )
-
-
-def printable(text: str) -> str:
-    """Return `text` with unprintable characters escaped, such as those that control the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def measure(text: str) -> int:
@@ -284,7 +278,7 @@ def recorded_state(state: ContainerState | SandboxState) -> str:
 def note(text: str) -> None:
     """Print a note to stderr. One that nobody can take keeps nothing from being done, and changes no exit status."""
     with suppress(OSError):
-        click.echo(printable(text), err=True)
+        click.echo(escape(text), err=True)
 
 
 def terminal_width() -> int | None:

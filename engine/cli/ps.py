@@ -18,11 +18,10 @@ from limpet.engine.cli.output import (
     print_json,
     print_lines,
     print_table,
-    printable,
     state_cell,
 )
 from limpet.engine.inspection.snapshot import Snapshot, View
-from limpet.schema.errors import NotFoundError, StoreDamagedError
+from limpet.schema.errors import NotFoundError, StoreDamagedError, escape
 from limpet.schema.metadata import Metadata
 from limpet.schema.status import ContainerState, Reason
 
@@ -133,7 +132,7 @@ def _make_row(view: View, metadata: Metadata | None, ids: Ids, sandboxes: Ids, *
         age(view.status.created_at),
         describe(view),
         image,
-        line if no_trunc else cut(printable(line), _LONGEST_COMMAND),
+        line if no_trunc else cut(escape(line), _LONGEST_COMMAND),
     ]
 
 

@@ -5,8 +5,9 @@ import click
 from limpet.engine.cli.documents import status_document
 from limpet.engine.cli.hands import Hands
 from limpet.engine.cli.options import Place, complete_id, output_option, place_option
-from limpet.engine.cli.output import print_json, print_lines, printable
+from limpet.engine.cli.output import print_json, print_lines
 from limpet.engine.control.requests import Done, Resolve
+from limpet.schema.errors import escape
 
 
 @click.command("resolve")
@@ -28,4 +29,4 @@ def command(place: Place, id: str, *, gone: bool, why: str, as_json: bool) -> No
     if as_json:
         print_json(id=done.id, **status_document(status))
     else:
-        print_lines([printable(f"{done.id}: {status.state.name}, exit code {status.exit_code}, {status.reason}")])
+        print_lines([escape(f"{done.id}: {status.state.name}, exit code {status.exit_code}, {status.reason}")])

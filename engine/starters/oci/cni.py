@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from limpet.engine.starters.oci.command import Outcome, clean_environment, escape, run
+from limpet.engine.starters.oci.command import Outcome, clean_environment, run
 from limpet.engine.starters.oci.family import kill_family, list_processes
 from limpet.engine.state.durable import sync_directory, write_file, write_unflushed
 from limpet.engine.state.holders import has_open
@@ -32,6 +32,7 @@ from limpet.schema.errors import (
     ResourcesError,
     StateDirectoryError,
     UnsupportedError,
+    escape,
     quote,
     quote_path,
 )

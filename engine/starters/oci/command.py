@@ -13,6 +13,7 @@ from limpet.engine.starters.oci.child import UNKNOWN, WHY_UNKNOWN, Child
 from limpet.engine.starters.oci.exhausted import name_exhausted
 from limpet.engine.starters.oci.family import have_go_on, kill_family
 from limpet.engine.state.pipes import write_to_pipe
+from limpet.schema.errors import escape
 
 _OUTPUT_BYTES = 64 << 10
 _CRASHES = ("fatal error:", "panic:", "runtime/cgo:", "runtime:")
@@ -70,11 +71,6 @@ def shorten(text: str) -> str:
         found, message = "nsexec", begun[1]
     said = escape(message.removesuffix('"').replace('\\"', '"') if found else line)[-500:]
     return name_exhausted(said)
-
-
-def escape(text: str) -> str:
-    r"""Return what another program says in one line that tells no terminal anything: with \x1b for an escape, say."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def clean_environment() -> Mapping[str, str]:

@@ -19,7 +19,13 @@ from limpet.engine.images.blobs import BlobDirectory
 from limpet.engine.images.files import open_files
 from limpet.engine.images.layout import find_images
 from limpet.engine.images.limits import Budget
-from limpet.engine.images.manifests import FoundImage, read_configuration, read_manifest, unique_blobs
+from limpet.engine.images.manifests import (
+    FoundImage,
+    read_configuration,
+    read_manifest,
+    require_runnable,
+    unique_blobs,
+)
 from limpet.engine.images.oci import DIGEST_ALGORITHMS, Configuration, Descriptor, Manifest
 from limpet.engine.images.records import ImageRecord, RecordDirectory
 from limpet.engine.images.store import ImageSummary
@@ -39,6 +45,7 @@ from limpet.schema.errors import (
     StateDirectoryError,
     StoreDamagedError,
     UnsupportedError,
+    escape,
     quote,
     quote_path,
 )
@@ -260,7 +267,7 @@ class DirectoryImageStore:
                 return images
         except InvalidInputError as error:
             # The message may quote names and types of any length from the layout's documents.
-            reason = str(error) if len(str(error)) <= _MAX_REASON else f"{str(error)[:_MAX_REASON]}..."
+            reason = escape(str(error) if len(str(error)) <= _MAX_REASON else f"{str(error)[:_MAX_REASON]}...")
             raise InvalidInputError(f"image layout {quote_path(path)}: {reason}") from error
 
     def _require_unpackable(self, name: ImageName, digest: str, budget: Budget) -> None:
@@ -269,6 +276,7 @@ class DirectoryImageStore:
         make_one_directory(scratch)
         try:
             image = self._open(digest)
+            require_runnable(image.configuration)
             unpack(str(name), self._layer_files(image), image.volumes, scratch, budget, with_content=False)
         finally:
             remove_tree(scratch)

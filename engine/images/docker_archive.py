@@ -18,6 +18,7 @@ from limpet.engine.images.oci import (
     MANIFEST_TYPE,
     Descriptor,
     Manifest,
+    Platform,
     decode,
     digest_of,
     platform_rank,
@@ -29,11 +30,11 @@ from limpet.schema.errors import InvalidInputError
 from limpet.schema.image import ImageName
 
 
-class _Entry(msgspec.Struct, rename="pascal"):
+class _Entry(msgspec.Struct, kw_only=True, rename="pascal"):
     """One image in manifest.json."""
 
     config: str
-    repo_tags: list[str] | None
+    repo_tags: list[str] | None = None
     layers: list[str]
 
 
@@ -63,7 +64,8 @@ def find_in_docker_archive(files: Files, label: str) -> dict[ImageName, FoundIma
 def _describe(documents: Documents, known: "_Layers", entry: _Entry) -> FoundImage:
     data = documents.read(entry.config)
     configuration = decode(data, CONFIGURATION, entry.config)
-    if platform_rank(configuration.platform) is None:
+    is_named = configuration.platform != Platform()  # else it is as old as images without one
+    if is_named and platform_rank(configuration.platform) is None:
         raise InvalidInputError(f"{entry.config} is for {configuration.platform}, this machine is {this_platform()}")
     layers = [known.describe(path) for path in entry.layers]
     config = Descriptor(media_type=CONFIG_TYPE, digest=digest_of(data), size=len(data))

@@ -56,13 +56,20 @@ def open_files(path: str, scratch: str) -> Iterator[Files]:
         compression = sniff(file.read(SNIFFED_BYTES))
         file.seek(0)
         if compression is Compression.NONE:
-            yield _Archive(file, budget)
+            yield _read_archive(file, budget)
             return
         with tempfile.TemporaryFile(dir=scratch, prefix=TEMPORARY_PREFIX) as spool:
             stream = Decompressor(file, compression, budget)
             while chunk := stream.read(CHUNK_BYTES):
                 spool.write(chunk)
-            yield _Archive(spool, budget)
+            yield _read_archive(spool, budget)
+
+
+def _read_archive(file: BinaryIO, budget: Budget) -> "_Archive":
+    try:
+        return _Archive(file, budget)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error}; {_CURE}") from error
 
 
 class _Directory:
@@ -90,7 +97,12 @@ class _Directory:
             yield file
 
     def _where(self, name: str) -> str:
-        return os.path.join(self._path, os.fsdecode(clean_path(os.fsencode(name))))
+        return os.path.join(self._path, _clean(name))
+
+
+def _clean(name: str) -> str:
+    """Return a name that a document gives a file as its path in the layout. Raises InvalidInputError."""
+    return os.fsdecode(clean_path(os.fsencode(name)))
 
 
 class _Place(NamedTuple):
@@ -121,11 +133,11 @@ class _Archive:
                     self._places[os.fsdecode(name)] = place
 
     def find(self, name: str) -> Hashable | None:
-        return self._find(name)
+        return self._find(_clean(name))
 
     @contextmanager
     def open(self, name: str) -> Iterator[ByteStream]:
-        place = self._find(name)
+        place = self._find(_clean(name))
         if place is None:
             raise InvalidInputError(f"{name} is not in the archive")
         yield _Slice(self._file, place)

@@ -19,7 +19,9 @@ from limpet.schema.telling import get_log
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_WHITEOUT = b".wh..wh..opq"
 AUFS_PREFIX = b".wh..wh."
-"""Directories in which aufs keeps its own data; every reader of layers skips them."""
+"""Directories in which aufs keeps its own data; every reader of layers skips them, but for the next one."""
+AUFS_LINKS = b".wh..wh.plnk"
+"""In it are the files that have several names, which are hard links to these (moby/moby, pkg/archive/diff.go)."""
 
 WHITEOUT_DEVICE = (0, 0)
 """The numbers of the character device that overlayfs takes for a whiteout; layers made of its directories have it."""
@@ -69,6 +71,7 @@ def apply_layer(tree: Tree, members: Iterator[tuple[Member, Chunks]], budget: Bu
             if error.errno not in _FAULT_OF_MEMBER:
                 raise
             raise InvalidInputError(f"member {show(member.name)}: {error.strerror}") from error
+    layer.finish()
     if layer.left_out:
         shown = ", ".join(show(path) for path in layer.left_out[:_SHOWN_DEVICES])
         more = f" and {len(layer.left_out) - _SHOWN_DEVICES} more" if len(layer.left_out) > _SHOWN_DEVICES else ""
@@ -103,23 +106,35 @@ class _Layer:
         """The device nodes that were not made, and hard links to them."""
         self._brought: set[bytes] = set()
         """This layer's paths and all their parent directories: its whiteouts must not remove them."""
+        self._cleared: set[bytes] = set()
+        """Those of them below which nothing of lower layers is left."""
+        self._has_aufs_links = False
 
     def apply(self, member: Member, chunks: Chunks) -> None:
         """Apply one member."""
         path = self._resolve(clean_path(member.name))
         above, _, name = path.rpartition(b"/")
-        if any(part.startswith(WHITEOUT_PREFIX) for part in above.split(b"/")):
+        if above == AUFS_LINKS and member.kind is Kind.FILE:
+            self._has_aufs_links = True
+            self._bring(path)
+            self._put(path, member, chunks)
+        elif any(part.startswith(WHITEOUT_PREFIX) for part in above.split(b"/")):
             if AUFS_PREFIX not in above:
                 raise InvalidInputError("one of its parent directories has the name of a whiteout")
         elif name == OPAQUE_WHITEOUT:
-            self._hide_lower(self._tree.children(above))
+            self._clear([above])
         elif name.startswith(WHITEOUT_PREFIX):
-            self._hide_lower([_join(above, _hidden_name(name))])
+            self._hide_lower(_join(above, _hidden_name(name)))
         elif member.kind is Kind.CHARACTER_DEVICE and member.device == WHITEOUT_DEVICE:
-            self._hide_lower([path])
+            self._hide_lower(path)
         else:
             self._bring(path)
             self._put(path, member, chunks)
+
+    def finish(self) -> None:
+        """Take away what was there for its hard links alone."""
+        if self._has_aufs_links:
+            self._tree.remove(AUFS_LINKS)
 
     def _put(self, path: bytes, member: Member, chunks: Chunks) -> None:
         match member.kind:
@@ -176,14 +191,25 @@ class _Layer:
             self._brought.add(path)
             path = path.rpartition(b"/")[0]
 
-    def _hide_lower(self, paths: list[bytes]) -> None:
-        """Remove these paths and everything below them, except what this layer created."""
-        while paths:
-            path = paths.pop()
-            if path not in self._brought:
-                self._tree.remove(path)
-            else:
-                paths.extend(self._tree.children(path))
+    def _hide_lower(self, path: bytes) -> None:
+        """Remove this path and everything below it, except what this layer created."""
+        if path in self._brought:
+            self._clear([path])
+        else:
+            self._tree.remove(path)
+
+    def _clear(self, directories: list[bytes]) -> None:
+        """Remove what lower layers have brought into these, once: nothing of theirs comes after that."""
+        while directories:
+            directory = directories.pop()
+            if directory in self._cleared:
+                continue
+            self._cleared.add(directory)
+            for path in self._tree.children(directory):
+                if path in self._brought:
+                    directories.append(path)
+                else:
+                    self._tree.remove(path)
 
 
 def clean_path(name: bytes) -> bytes:

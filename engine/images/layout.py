@@ -82,7 +82,7 @@ def _find_in_layout(documents: Documents, label: str) -> dict[ImageName, FoundIm
     images: dict[ImageName, FoundImage] = {}
     named: dict[ImageName, str] = {}
     for annotation, descriptors in sorted(tops.items(), key=lambda each: _names_by_digest(each[0])):
-        suited = search.find(descriptors, every=not annotation)
+        suited = search.find(descriptors) if annotation else search.find_each(descriptors)
         if len(suited) > 1:
             raise InvalidInputError(f"{len(suited)} images without a name; annotate them with {REFERENCE_NAME}")
         if not suited or _has_name(annotation, suited[0].digest, named):
@@ -111,20 +111,22 @@ class _Search:
         self.others: set[str] = set()
         """What was found besides images for this machine: platforms and types."""
 
-    def find(self, tops: list[Descriptor], *, every: bool) -> list[FoundImage]:
-        """Return the images below these descriptors that suit this machine, the best first: all, or one at most."""
+    def find_each(self, tops: list[Descriptor]) -> list[FoundImage]:
+        """Return the image below each of these descriptors that suits this machine best, each image once."""
+        found = {image.digest: image for top in reversed(tops) for image in self.find([top])}
+        return list(found.values())
+
+    def find(self, tops: list[Descriptor]) -> list[FoundImage]:
+        """Return the image below these descriptors that suits this machine best; nothing if there is none."""
         suited: dict[str, tuple[int, Descriptor, Descriptor]] = {}
         for top in tops:
             for rank, leaf in self._below(top):
                 suited.setdefault(leaf.digest, (rank, leaf, top))
-        found = []
         for _, leaf, top in sorted(suited.values(), key=lambda each: each[0]):
             image = self._read(leaf)
             if image is not None:
-                found.append(image._replace(index_digest=top.digest if top.media_type in INDEX_TYPES else ""))
-                if not every:
-                    break
-        return found
+                return [image._replace(index_digest=top.digest if top.media_type in INDEX_TYPES else "")]
+        return []
 
     def _below(self, top: Descriptor) -> list[tuple[int, Descriptor]]:
         """Return the manifests below a descriptor that suit this machine, each with its rank."""

@@ -9,6 +9,9 @@ MAX_MEMBERS = 4_000_000
 """For the same layers, including their extended headers. Large images have some hundred thousand."""
 MAX_NAME_BYTES = 512 << 20
 """For the names in the same layers, because they are kept in memory while a layer is unpacked."""
+MAX_STEPS = 20_000_000
+"""For the paths in the same layers: directories that are opened, and links that are looked for, on their way. A member
+of a layer that another tool made mostly takes one or two, for it comes beside the one before."""
 MAX_LAYERS = 1000
 """For one image; a layer may be listed more than once. Other tools stop at about 125."""
 MAX_DESCRIPTORS = 100_000
@@ -24,6 +27,7 @@ class Budget:
         self._bytes = MAX_UNPACKED_BYTES
         self._members = MAX_MEMBERS
         self._names = MAX_NAME_BYTES
+        self._steps = MAX_STEPS
 
     def take_bytes(self, count: int) -> None:
         """Count decompressed bytes, or the holes of a sparse file."""
@@ -42,3 +46,9 @@ class Budget:
         self._names -= len(name)
         if self._names < 0:
             raise InvalidInputError(f"has more than {MAX_NAME_BYTES} bytes of names, limpet's limit")
+
+    def take_step(self) -> None:
+        """Count a name on the way of a path."""
+        self._steps -= 1
+        if self._steps < 0:
+            raise InvalidInputError(f"has paths that take more than {MAX_STEPS} steps, limpet's limit")

@@ -12,11 +12,13 @@ from limpet.engine.images.oci import (
     Configuration,
     Descriptor,
     Manifest,
+    RunConfig,
     decode,
     require_digest,
 )
-from limpet.schema.errors import InvalidInputError
+from limpet.schema.errors import InvalidInputError, quote
 from limpet.schema.image import ImageName
+from limpet.schema.signals import number_of_signal
 
 _LAYERS = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 """How the types of layers begin, those included that limpet does not unpack."""
@@ -80,9 +82,36 @@ def read_manifest(data: bytes) -> Manifest:
 
 
 def read_configuration(data: bytes, manifest: Manifest) -> Configuration:
-    """Read the manifest's configuration, and check that it has one diff_id for each layer."""
+    """Read the manifest's configuration, and check that it has one diff_id for each layer.
+
+    Raises InvalidInputError.
+    """
     configuration = decode(data, CONFIGURATION, "an image configuration")
     diff_ids = [require_digest(diff_id) for diff_id in configuration.rootfs.diff_ids or []]
     if len(diff_ids) != len(manifest.layers or []):
         raise InvalidInputError(f"{len(manifest.layers or [])} layers, but {len(diff_ids)} diff_ids")
     return configuration
+
+
+def require_runnable(configuration: Configuration) -> None:
+    """Check what a container would be made of. Raises InvalidInputError for what none can be, whoever runs it."""
+    run = configuration.config or RunConfig()
+    env = run.env or ()
+    fields = {
+        "Entrypoint": run.entrypoint or (),
+        "Cmd": run.cmd or (),
+        "Env": env,
+        "User": (run.user or "",),
+        "WorkingDir": (run.working_dir or "",),
+    }
+    for field, texts in fields.items():
+        for text in texts:
+            if "\0" in text:
+                raise InvalidInputError(f"its configuration's {field} has a NUL: {quote(text)}")
+    for entry in env:
+        if not entry.partition("=")[0]:
+            raise InvalidInputError(f"its configuration's Env has a variable without a name: {quote(entry)}")
+    if run.working_dir and not run.working_dir.startswith("/"):
+        raise InvalidInputError(f"its configuration's WorkingDir is no absolute path: {quote(run.working_dir)}")
+    if run.stop_signal:
+        number_of_signal(run.stop_signal)

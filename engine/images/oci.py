@@ -85,7 +85,8 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     """Where a blob is that may be missing beside the image: of a non-distributable layer."""
 
     def __post_init__(self) -> None:
-        require_digest(self.digest)
+        if _algorithm_of(self.digest) in DIGEST_ALGORITHMS:
+            require_digest(self.digest)
         if self.size < 0:
             raise ValueError(f"invalid size {self.size}")
 
@@ -188,12 +189,20 @@ def decode(data: bytes, decoder: Decoder[_Document], what: str) -> _Document:
 DIGEST_ALGORITHMS = {"sha256": 64, "sha512": 128}
 """The image-spec's algorithms, with their number of hexadecimal digits."""
 _DIGEST = re.compile("([a-z0-9]+):([0-9a-f]+)")
+_ANY_DIGEST = re.compile("([a-z0-9]+(?:[+._-][a-z0-9]+)*):[a-zA-Z0-9=_-]+")
+"""By whichever algorithm (descriptor.md)."""
 
 
 def is_digest(text: str) -> bool:
     """Return whether a text is a digest by one of these algorithms."""
     match = _DIGEST.fullmatch(text)
     return match is not None and DIGEST_ALGORITHMS.get(match[1]) == len(match[2])
+
+
+def _algorithm_of(digest: str) -> str:
+    """Return the algorithm of a digest, which limpet may not know; one of its own for what is none."""
+    match = _ANY_DIGEST.fullmatch(digest)
+    return match[1] if match else next(iter(DIGEST_ALGORITHMS))
 
 
 def require_digest(text: str) -> str:
@@ -214,8 +223,11 @@ def digest_of(data: bytes) -> str:
 
 
 def blob_path(digest: str) -> str:
-    """Return a blob's path in a layout and in limpet's store: blobs/<algorithm>/<hex>."""
-    algorithm, _, value = digest.partition(":")
+    """Return a blob's path in a layout and in limpet's store: blobs/<algorithm>/<hex>.
+
+    Raises InvalidInputError for a digest by an algorithm that limpet does not know: it may lead anywhere.
+    """
+    algorithm, _, value = require_digest(digest).partition(":")
     return f"blobs/{algorithm}/{value}"
 
 
@@ -239,9 +251,13 @@ def this_platform() -> Platform:
 
 
 def platform_rank(wanted: Platform) -> int | None:
-    """Return how well a platform matches this machine: 0 is best, None means not at all."""
+    """Return how well a platform matches this machine: 0 is best, None means not at all.
+
+    An architecture may have its other name, as uname(2) and containerd know it: x86_64, aarch64.
+    """
     machine = platform.machine()
     architecture, variants = _MACHINES.get(machine, (machine, ("",)))
-    if (wanted.os, wanted.architecture) != ("linux", architecture) or wanted.variant not in variants:
+    named, _ = _MACHINES.get(wanted.architecture, (wanted.architecture, ()))
+    if (wanted.os, named) != ("linux", architecture) or wanted.variant not in variants:
         return None
     return variants.index(wanted.variant)

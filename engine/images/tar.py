@@ -156,6 +156,8 @@ def _read_headers(source: _Source, budget: Budget) -> tuple[bytes, dict[bytes, b
             extensions[flag] = data
     if extensions:
         raise InvalidInputError("an extended header without a member")
+    if block and source.read(BLOCK).strip(b"\0"):
+        raise InvalidInputError(f"the tar file goes on after one block of zeros, at {source.position} bytes")
     return None
 
 
@@ -168,7 +170,7 @@ def _make_member(source: _Source, block: bytes, extensions: dict[bytes, bytes]) 
     kind = _KINDS.get(flag)
     if kind is None:
         raise InvalidInputError(f"member {show(name)}: unknown member type {flag!r}")
-    if kind is Kind.FILE and name.endswith(b"/"):
+    if flag == b"\0" and name.endswith(b"/"):
         kind = Kind.DIRECTORY  # tar's form of a directory before ustar
     attributes = _attributes(block, pax)
     if kind is not Kind.FILE:

@@ -32,7 +32,7 @@ def number(field: bytes, what: str) -> int:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big") - (
             1 << (8 * len(field) - 1) if field[0] & 0x40 else 0
         )
-    digits = until_nul(field).strip(b" ")
+    digits = until_nul(field.strip(b" \0")).strip(b" ")
     if digits.strip(b"01234567"):
         raise InvalidInputError(f"a tar header with invalid {what} {field!r}")
     return int(digits or b"0", 8)

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import Self
 
+from limpet.engine.images.limits import Budget
 from limpet.engine.images.tar import Attributes, Chunks
 from limpet.engine.images.tar_fields import show
 from limpet.engine.state.durable import empty_directory, make_one_directory
@@ -43,8 +44,12 @@ class Tree:
     0555; `finish` gives them their attributes. Owners are set only as root. OSError passes through.
     """
 
-    def __init__(self, target: str, *, with_content: bool = True) -> None:
-        """Build in the empty directory `target`; without content, files get their size but no data."""
+    def __init__(self, target: str, budget: Budget, *, with_content: bool = True) -> None:
+        """Build in the empty directory `target`; without content, files get their size but no data.
+
+        The steps that its paths take are taken from the budget.
+        """
+        self._budget = budget
         self._with_content = with_content
         self._root = os.open(target, _DIRECTORY_FLAGS)
         self._is_root_user = os.geteuid() == 0
@@ -82,6 +87,7 @@ class Tree:
         while left:
             name = left.pop()
             steps += 1
+            self._budget.take_step()
             if links > _MAX_LINKS or steps > _MAX_STEPS:
                 raise OSError(errno.ELOOP, "it leads through too many symbolic links")
             if name == b"..":
@@ -202,14 +208,18 @@ class Tree:
         return [os.path.join(path, os.fsencode(name)) for name in names]
 
     def finish(self) -> None:
-        """Set the directories' attributes, deepest first, so that no directory becomes inaccessible too early."""
-        for path in sorted(self._directories, key=lambda path: path.count(b"/") + bool(path), reverse=True):
+        """Set the directories' attributes, each after those in it, so that none becomes inaccessible too early.
+
+        In this order each is near the one before.
+        """
+        for path in sorted(self._directories, key=lambda path: path.split(b"/"), reverse=True):
             # Some were removed or replaced since; a directory that was created again is listed again.
-            with (
-                contextlib.suppress(FileNotFoundError, NotADirectoryError),
-                self._directory(path) as descriptor,
-            ):
-                self._apply(descriptor, self._directories[path])
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if path:
+                    with self._parent(path, make=False) as (parent, name):
+                        self._apply_to_directory(parent, name, self._directories[path])
+                else:
+                    self._apply(self._root, self._directories[path])
 
     def _is_directory(self, path: bytes) -> bool:
         with self._parent(path) as (parent, name):
@@ -228,10 +238,7 @@ class Tree:
     @contextlib.contextmanager
     def _directory(self, path: bytes, *, make: bool = False) -> Iterator[int]:
         """Open the directory `path`; if `make` is set, create it and its missing parents first."""
-        walked, start = self._near
-        if walked != path and walked and not path.startswith(walked + b"/"):
-            walked, start = b"", self._root
-        current = os.dup(start)
+        walked, current = self._approach(path)
         try:
             for name in path[len(walked) :].split(b"/"):
                 if name:
@@ -244,7 +251,29 @@ class Tree:
         finally:
             os.close(current)
 
+    def _approach(self, path: bytes) -> tuple[bytes, int]:
+        """Open a directory on the way to `path`: the last opened one, the one above both, or the root."""
+        near, opened = self._near
+        walked = near
+        while walked and walked != path and not path.startswith(walked + b"/"):
+            walked = walked.rpartition(b"/")[0]
+        up = near.count(b"/", len(walked)) + (not walked and bool(near))
+        if up > walked.count(b"/") + 1:
+            return b"", os.dup(self._root)
+        current = os.dup(opened)
+        try:
+            for _ in range(up):  # each was entered by its name, so this is the one that it is in
+                above = os.open(b"..", _DIRECTORY_FLAGS, dir_fd=current)
+                os.close(current)
+                current = above
+                self._budget.take_step()
+        except BaseException:
+            os.close(current)
+            raise
+        return walked, current
+
     def _enter(self, parent: int, name: bytes, path: bytes, *, make: bool) -> int:
+        self._budget.take_step()
         try:
             return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
         except FileNotFoundError:
@@ -262,6 +291,13 @@ class Tree:
     def _remember(self, path: bytes, descriptor: int) -> None:
         os.close(self._near[1])
         self._near = path, descriptor
+
+    def _apply_to_directory(self, parent: int, name: bytes, attributes: Attributes) -> None:
+        descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        try:
+            self._apply(descriptor, attributes)
+        finally:
+            os.close(descriptor)
 
     def _apply(self, descriptor: int, attributes: Attributes) -> None:
         """Set the owner before mode and capabilities, which a change of owner resets; set times last."""

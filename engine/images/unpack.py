@@ -37,7 +37,7 @@ def unpack(
     Raises InvalidInputError, naming image, layer and member, for an invalid layer or volume; StoreDamagedError if a
     layer is not what was loaded; OSError. After an error the tree is incomplete.
     """
-    with Tree(target, with_content=with_content) as tree:
+    with Tree(target, budget, with_content=with_content) as tree:
         for layer in layers:
             try:
                 _unpack_layer(layer, tree, budget)

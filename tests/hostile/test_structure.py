@@ -130,7 +130,7 @@ def test_a_layer_stays_in_its_tree(tmp_path_factory: pytest.TempPathFactory, mem
     for name, kind, link, content in members:
         held = content if kind == ord("0") else b""
         data += header(name, bytes([kind]), len(held), link) + held + bytes(-len(held) % 512)
-    with Tree(str(place / "root")) as tree, suppress(LimpetError):
+    with Tree(str(place / "root"), Budget()) as tree, suppress(LimpetError):
         apply_layer(tree, read_tar(io.BytesIO(data + bytes(1024)), Budget()), Budget())
         tree.finish()
     assert not differences(before, photograph(place, apart_from=frozenset({"root"})))

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -279,6 +280,64 @@ def test_a_hard_link_in_an_archive_is_the_file(tmp_path: Path, store: DirectoryI
     assert store.load(os.fsencode(tmp_path / "l.tar")) == [APP]  # type: ignore[arg-type]
 
 
+OLD_ARCHIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes of its configuration, of its manifest
+    "without the field of names": ({}, {"RepoTags": ...}),
+    "with a path that begins with a dot": ({}, {"Config": "./c.json"}),
+    "of no machine": ({"os": ..., "architecture": ...}, {}),
+    "of a machine by its other name": ({"architecture": platform.machine()}, {}),
+}
+
+
+@pytest.mark.parametrize(("configuration", "entry"), OLD_ARCHIVES.values(), ids=OLD_ARCHIVES)
+def test_archives_that_other_tools_take_are_read(
+    tmp_path: Path, store: DirectoryImageStore, configuration: dict[str, Any], entry: dict[str, Any]
+) -> None:
+    """What old builders left out, or wrote in another way."""
+
+    def change(document: dict[str, Any], changes: dict[str, Any]) -> bytes:
+        return json.dumps({key: each for key, each in (document | changes).items() if each is not ...}).encode()
+
+    config = {"os": "linux", "architecture": ARCHITECTURE, "rootfs": {"diff_ids": [sha256(HELLO)]}}
+    manifest = {"Config": "c.json", "RepoTags": None, "Layers": ["l.tar"]}
+    files = [member("c.json", change(config, configuration)), member("l.tar", HELLO)]
+    entries = b"[" + change(manifest, entry) + b"]"
+    (tmp_path / "app.tar").write_bytes(tar(*files, member("manifest.json", entries)))
+    assert store.load(str(tmp_path / "app.tar")) == [ImageName("app")]
+
+
+def test_an_unnamed_index_is_one_image(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """It may have several for this machine, such as one for each compression: the first of the best is taken."""
+    layout = Layout(tmp_path / "app")
+    images = [layout.add_manifest([HELLO], compression=each) for each in ("+gzip", "+zstd")]
+    platformed = [each | {"platform": HERE} for each in images]
+    layout.list_manifest(layout.add_json({"schemaVersion": 2, "manifests": platformed}, INDEX), "")
+    assert store.load(str(layout.path)) == [ImageName("app")]
+    assert store.manifest(ImageName("app")).digest == images[0]["digest"]
+
+
+def test_what_a_stranger_wrote_tells_no_terminal_anything(tmp_path: Path, store: DirectoryImageStore) -> None:
+    """The types, platforms and places that an error quotes have their control characters escaped."""
+    layout = Layout(tmp_path / "layout")
+    layout.list_manifest(layout.add_blob(b"{}", "\x1b[31mred\x1b]0;t\x07"))
+    with pytest.raises(InvalidInputError, match=r"only: \\x1b\[31mred\\x1b\]0;t\\x07"):
+        store.load(str(layout.path))
+
+
+def test_a_digest_of_another_algorithm_beside_an_image_is_passed_over(
+    tmp_path: Path, store: DirectoryImageStore
+) -> None:
+    """Nothing of it is read (descriptor.md); it is refused where the image's own blobs have one."""
+    layout = Layout(tmp_path / "layout")
+    layout.add_image([HELLO])
+    other = {"mediaType": "application/vnd.example.sbom", "digest": f"blake3:{'a' * 64}", "size": 2}
+    layout.list_manifest(other, "")
+    assert store.load(str(layout.path)) == [APP]
+    own = Layout(tmp_path / "own")
+    own.list_manifest(own.add_manifest([HELLO], layers=[other | {"mediaType": LAYER}]))
+    with pytest.raises(InvalidInputError, match="digest 'blake3:aaaa"):
+        store.load(str(own.path))
+
+
 @pytest.mark.parametrize("compression", ["", "gzip"])
 def test_docker_save_archives_are_read(tmp_path: Path, store: DirectoryImageStore, compression: str) -> None:
     """An archive without an index, whose second layer is a link to the first, gives both of its names."""
@@ -429,7 +488,10 @@ SOURCES = {  # what is at the path: what is said
     "nothing": (lambda path: None, "No such file"),
     "a pipe": (os.mkfifo, "neither a directory nor a file"),
     "an empty file": (lambda path: path.write_bytes(b""), "no file oci-layout"),
-    "noise": (lambda path: path.write_bytes(b"noise" * 999), "invalid checksum"),
+    "noise": (
+        lambda path: path.write_bytes(b"noise" * 999),
+        "; give an OCI image layout, a directory or a tar archive",
+    ),
     "an xz archive": (lambda path: path.write_bytes(lzma.compress(HELLO)), "is compressed with xz"),
     "a bzip2 archive": (lambda path: path.write_bytes(bz2.compress(HELLO)), "is compressed with bzip2"),
     "a tar file without a layout": (lambda path: path.write_bytes(HELLO), "no file oci-layout"),

@@ -352,6 +352,11 @@ TAKEN = {  # the upper layer, over a base whose lib is usr/lib: what the root ha
         [device("sda", 8, 0, tarfile.BLKTYPE), member("sda"), hard_link("new", "sda")],
         MERGED | {"sda", "new"},
     ),
+    "aufs's file of several names": (
+        [directory(".wh..wh.plnk"), member(".wh..wh.plnk/1.2"), hard_link("a", ".wh..wh.plnk/1.2")],
+        MERGED | {"a"},
+    ),
+    "what else aufs keeps": ([directory(".wh..wh.orph"), member(".wh..wh.orph/x"), member(".wh..wh.aufs")], MERGED),
     "a disk in a file's place": ([device("lib/old", 8, 0, tarfile.BLKTYPE)], MERGED - {"usr/lib/old"}),
 }
 
@@ -545,6 +550,75 @@ def test_a_bomb_is_refused_at_the_bound(
     monkeypatch.setattr(limits, bound, value)
     with pytest.raises(InvalidInputError, match=f"more than {value}"):
         unpack(tmp_path, layer, layer, compression=compression)
+
+
+def test_what_paths_cost_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that goes to and fro costs thousands of steps for each member behind it, in a layer of 1 kB."""
+    monkeypatch.setattr(limits, "MAX_STEPS", 20_000)
+    to_and_fro = symlink("l", "d" + 600 * "/../d")
+    unpack(tmp_path / "few", [directory("d"), to_and_fro, *(member(f"l/{number}") for number in range(3))])
+    with pytest.raises(InvalidInputError, match="more than 20000 steps"):
+        unpack(tmp_path / "many", [directory("d"), to_and_fro, *(member(f"l/{number}") for number in range(99))])
+
+
+def test_deep_and_wide_directories_take_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each member is near the one before: not as many steps as it is deep are taken for each."""
+    monkeypatch.setattr(limits, "MAX_STEPS", 10_000)
+    deep = [directory("/".join(["d"] * depth)) for depth in range(1, 400)]
+    wide = [member(f"w/{number}/sub/file") for number in range(300)]
+    root = unpack(tmp_path, [*deep, *wide])
+    assert (root / "/".join(["d"] * 399)).stat().st_mode & 0o777 == 0o755
+
+
+def test_lower_files_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a layer says that it hides what lower ones have: nothing of theirs comes after that."""
+    monkeypatch.setattr(limits, "MAX_STEPS", 3_000)
+    files = [member(f"d/{number}") for number in range(300)]
+    whiteouts = 100 * [member("d/.wh..wh..opq"), member(".wh.d")]
+    assert len(names(unpack(tmp_path, [member("d/old")], [*files, *whiteouts]))) == 301
+
+
+def test_headers_are_read_as_by_others(tmp_path: Path) -> None:
+    """A file whose name ends with "/" is one, but before ustar; digits may follow NULs (Go's archive/tar, umoci)."""
+    old = bytearray(tar(member("old/", b"")))
+    old[156:157] = b"\0"
+    mode = bytearray(tar(member("mode", b"", mode=0o755)))
+    mode[100:108] = bytes(2) + b"0755 " + bytes(1)
+    data = b"".join(_with_checksum(each)[:512] for each in (old, mode, bytearray(tar(member("new/", b"")))))
+    root = unpack(tmp_path, data + bytes(1024))
+    assert {name: (root / name).is_dir() for name in names(root)} == {"old": True, "mode": False, "new": False}
+    assert (root / "mode").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_layer_that_goes_on_after_zeros_is_refused(tmp_path: Path) -> None:
+    """One block of them is no end: what follows would be missing, and nobody would know."""
+    with pytest.raises(InvalidInputError, match="goes on after one block of zeros"):
+        unpack(tmp_path, tar(member("a"))[:512] + bytes(512) + tar(member("b")))
+
+
+def _with_checksum(block: bytearray) -> bytes:
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    return bytes(block)
+
+
+UNRUNNABLE = {  # a configuration: what is said
+    "a variable without a name": ({"Env": ["=x"]}, "Env has a variable without a name: '=x'"),
+    "a variable with a NUL": ({"Env": ["A=\0"]}, "Env has a NUL"),
+    "a command with a NUL": ({"Cmd": ["/a\0"]}, "Cmd has a NUL"),
+    "an entrypoint with a NUL": ({"Entrypoint": ["/a\0"]}, "Entrypoint has a NUL"),
+    "a user with a NUL": ({"User": "a\0"}, "User has a NUL"),
+    "a relative directory": ({"WorkingDir": "rel"}, "WorkingDir is no absolute path: 'rel'"),
+    "no signal": ({"StopSignal": "SIGFOO"}, "stop signal 'SIGFOO'"),
+}
+
+
+@pytest.mark.parametrize(("config", "message"), UNRUNNABLE.values(), ids=UNRUNNABLE)
+def test_what_no_container_can_be_made_of_is_refused_at_load(tmp_path: Path, config: Any, message: str) -> None:
+    """Not when one is created, or started."""
+    with pytest.raises(InvalidInputError, match=message):
+        unpack(tmp_path, [member("f")], config=config)
+    assert not (tmp_path / "rootfs").exists()
 
 
 def test_only_an_empty_directory_is_mounted_on(tmp_path: Path, store: DirectoryImageStore) -> None:

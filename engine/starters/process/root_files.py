@@ -81,9 +81,18 @@ def _own_line(address: str, hostname: str) -> bytes:
 
 
 def _replace(directory: int, name: str, content: bytes) -> None:
-    """Put a new file in place of what has the name: a link is not followed, nor another name of the file changed."""
+    """Put a new file in place of what has the name: a link is not followed, nor another name of the file changed.
+
+    An empty directory, as of an image's volume, gives way, too.
+    """
     with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
+        try:
+            os.unlink(name, dir_fd=directory)
+        except IsADirectoryError as error:
+            try:
+                os.rmdir(name, dir_fd=directory)
+            except OSError:
+                raise error from None
     descriptor = os.open(name, _NEW_FILE, 0o644, dir_fd=directory)
     with open(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o644)

@@ -1,6 +1,7 @@
 """The limit of file descriptors: raised to what we may have, and told as an error where it is not enough."""
 
 import errno
+import fcntl
 import os
 import resource
 import threading
@@ -12,6 +13,7 @@ from limpet.schema.errors import DiskFullError, LimpetError, ResourcesError, Sta
 NOTICED_SECONDS = 5.0
 """After so long a thread that sleeps sees that somebody has closed its descriptors: nothing wakes it then."""
 _LAST_STANDARD = 2
+_LOOKED_AT_FOR_EACH = 4
 _original: tuple[int, int] | None = None
 
 
@@ -47,16 +49,21 @@ def fill_standard_numbers() -> None:
 
 
 def has_free_descriptors(count: int) -> bool:
-    """Return whether this process could open so many more files now."""
-    opened: list[int] = []
-    try:
-        while len(opened) < count:
-            opened.append(os.eventfd(0))
-    except OSError:
-        return False
-    finally:
-        close_all(opened)
-    return True
+    """Return whether this process could open so many more files now, as far as the highest numbers tell.
+
+    The lowest free number is given away first, so the free ones are at the top. None is taken to find that out: it
+    could be the last one that another thread needs just then.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = 0
+    for number in range(limit - 1, max(limit - 1 - _LOOKED_AT_FOR_EACH * count, -1), -1):
+        try:
+            fcntl.fcntl(number, fcntl.F_GETFD)
+        except OSError:
+            free += 1
+        if free == count:
+            return True
+    return False
 
 
 def close_all(descriptors: Iterable[int]) -> None:
